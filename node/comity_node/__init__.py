@@ -1,0 +1,1 @@
+"""The Comity node: an organization's daemon."""

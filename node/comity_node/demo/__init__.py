@@ -1,0 +1,1 @@
+"""Five organizations on one machine: the whole way, live, on real data."""

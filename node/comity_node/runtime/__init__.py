@@ -1,0 +1,1 @@
+"""Tasks, negotiation, review, routing and reliability: the node's behaviour over time."""

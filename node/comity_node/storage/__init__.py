@@ -1,0 +1,1 @@
+"""The node's durable state in one SQLite database: journal, records, audit log."""

@@ -1,0 +1,1 @@
+"""Encrypted byte streams between nodes: libp2p, and an in-memory twin for tests."""

@@ -1,0 +1,1 @@
+"""ONNX-accelerated validators and checks that score what peers produce."""

@@ -1,0 +1,284 @@
+"""Every error that Comity raises, in one tree.
+
+    ComityError
+    ├── ConfigError                  a file is wrong: carries file, line and column
+    │   └── MissingExtra             a command needs packages that are not installed
+    ├── InvalidName                  not an organization name, SPIFFE ID or digest
+    ├── TrustError                   identity: chains, bundles, keys, signatures
+    │   ├── SignatureInvalid
+    │   ├── ChainInvalid
+    │   ├── BundleInvalid
+    │   └── KeyFileInvalid
+    ├── EnvelopeError                a message was refused before its body was read
+    │   ├── EnvelopeMalformed
+    │   ├── WrongAudience
+    │   ├── StaleMessage
+    │   ├── ReplayedMessage
+    │   └── ReplayTableFull
+    ├── ProtocolError                a peer does not speak the protocol
+    │   ├── FrameTooLarge
+    │   └── UnexpectedMessage
+    ├── LinkError                    a peer cannot be reached, or not now
+    │   ├── PeerUnreachable
+    │   ├── PeerNotAttested
+    │   ├── LinkClosed
+    │   ├── DeadlineExceeded
+    │   └── Busy
+    ├── PolicyDenied                 a decision: carries the rules and the reason
+    ├── AgreementError               unknown, expired or violated terms
+    ├── InvalidRecord                a record does not fit its dataset's schema
+    ├── CertificateInvalid           a certificate or provenance does not prove what it says
+    ├── AgentError                   user code behind the node
+    │   ├── NoWorker
+    │   ├── WorkerLost
+    │   └── AgentFailed
+    ├── ModelError                   an ONNX model is not what was pinned, or is not safe to open
+    ├── StorageError                 the disk: full, corrupt, locked
+    │   └── AuditBroken              the audit log was tampered with
+    └── ControlError                 the control API cannot be reached or refused the call
+
+`code` is what travels on the wire and in `--json` output; it never changes once released.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ComityError(Exception):
+    """Base of every error of this project."""
+
+    code: ClassVar[str] = "error"
+    #: What the reader can do about it, when that is the same each time.
+    advice: ClassVar[str] = ""
+
+    def diagnostics(self) -> str:
+        """One line for a person: what happened, and what to do about it."""
+        text = str(self) or type(self).__name__
+        return f"{text} ({self.advice})" if self.advice else text
+
+
+class ConfigError(ComityError):
+    """A file that a person wrote is wrong."""
+
+    code = "config_invalid"
+
+    def __init__(self, message: str, *, file: str = "", line: int = 0, column: int = 0) -> None:
+        self.file, self.line, self.column = file, line, column
+        place = ":".join(str(part) for part in (file, line, column) if part)
+        super().__init__(f"{place}: {message}" if place else message)
+
+
+class MissingExtra(ConfigError):
+    """A command needs an optional part of the distribution."""
+
+    code = "missing_extra"
+
+    def __init__(self, extra: str, package: str) -> None:
+        super().__init__(f"this needs {package}; install it with: pip install 'comity[{extra}]'")
+
+
+class InvalidName(ComityError):
+    """A name or identifier is not well formed."""
+
+    code = "invalid_name"
+
+
+class TrustError(ComityError):
+    """An identity cannot be trusted."""
+
+    code = "untrusted"
+
+
+class SignatureInvalid(TrustError):
+    """A signature does not verify."""
+
+    code = "signature_invalid"
+
+
+class ChainInvalid(TrustError):
+    """A certificate chain does not lead to a root of the trust bundle."""
+
+    code = "chain_invalid"
+
+
+class BundleInvalid(TrustError):
+    """A trust bundle is malformed, unsigned, expired or of another epoch."""
+
+    code = "bundle_invalid"
+
+
+class KeyFileInvalid(TrustError):
+    """A private key's file is missing, malformed or readable by others."""
+
+    code = "key_file_invalid"
+
+
+class EnvelopeError(ComityError):
+    """A message was refused before its body was read."""
+
+    code = "envelope_refused"
+
+
+class EnvelopeMalformed(EnvelopeError):
+    """The bytes are no envelope of the kind that was expected."""
+
+    code = "envelope_malformed"
+
+
+class WrongAudience(EnvelopeError):
+    """The message is addressed to somebody else."""
+
+    code = "wrong_audience"
+
+
+class StaleMessage(EnvelopeError):
+    """The message is expired, from the future, or older than what a restart can vouch for."""
+
+    code = "stale"
+
+
+class ReplayedMessage(EnvelopeError):
+    """The message has been seen before."""
+
+    code = "replayed"
+
+
+class ReplayTableFull(EnvelopeError):
+    """The signer has more messages in flight than a node keeps ids for."""
+
+    code = "replay_table_full"
+
+
+class ProtocolError(ComityError):
+    """A peer does not speak the protocol."""
+
+    code = "protocol_error"
+
+
+class FrameTooLarge(ProtocolError):
+    """A length prefix is over the limit; nothing was allocated for it."""
+
+    code = "frame_too_large"
+
+
+class UnexpectedMessage(ProtocolError):
+    """A well-formed message that makes no sense in this state."""
+
+    code = "unexpected_message"
+
+
+class LinkError(ComityError):
+    """A peer cannot be talked to, or not now."""
+
+    code = "link_error"
+
+
+class PeerUnreachable(LinkError):
+    """No address of the peer answers."""
+
+    code = "peer_unreachable"
+
+
+class PeerNotAttested(LinkError):
+    """The peer did not prove that it is a member of the consortium."""
+
+    code = "peer_not_attested"
+
+
+class LinkClosed(LinkError):
+    """The link went down before the answer came."""
+
+    code = "link_closed"
+
+
+class DeadlineExceeded(LinkError):
+    """The answer did not come in time."""
+
+    code = "deadline_exceeded"
+
+
+class Busy(LinkError):
+    """The peer, or a queue on the way to it, is full."""
+
+    code = "busy"
+
+    def __init__(self, message: str, *, retry_after_ms: int = 1000) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(message)
+
+
+class PolicyDenied(ComityError):
+    """A policy said no."""
+
+    code = "policy_denied"
+
+    def __init__(self, reason: str, *, rules: tuple[str, ...] = ()) -> None:
+        self.reason, self.rules = reason, rules
+        super().__init__(reason)
+
+
+class AgreementError(ComityError):
+    """There is no such agreement, it is over, or its terms say otherwise."""
+
+    code = "agreement_violated"
+
+
+class InvalidRecord(ComityError):
+    """A record does not fit its dataset's schema."""
+
+    code = "invalid_record"
+
+
+class CertificateInvalid(ComityError):
+    """A certificate or a provenance does not prove what it says."""
+
+    code = "certificate_invalid"
+
+
+class AgentError(ComityError):
+    """User code behind the node could not do the work."""
+
+    code = "agent_error"
+
+
+class NoWorker(AgentError):
+    """No worker offers the skill."""
+
+    code = "no_worker"
+
+
+class WorkerLost(AgentError):
+    """The worker went away with the work."""
+
+    code = "worker_lost"
+
+
+class AgentFailed(AgentError):
+    """The agent raised, returned the wrong type or took too long."""
+
+    code = "agent_failed"
+
+
+class ModelError(ComityError):
+    """An ONNX model is not what was pinned, or is not safe to open."""
+
+    code = "model_refused"
+
+
+class StorageError(ComityError):
+    """The database cannot be read or written."""
+
+    code = "storage_error"
+
+
+class AuditBroken(StorageError):
+    """The audit log does not verify."""
+
+    code = "audit_broken"
+
+
+class ControlError(ComityError):
+    """The node's control API cannot be reached, or refused the call."""
+
+    code = "control_error"
