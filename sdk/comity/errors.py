@@ -8,6 +8,7 @@
     │   ├── SignatureInvalid
     │   ├── ChainInvalid
     │   ├── BundleInvalid
+    │   ├── CardInvalid
     │   └── KeyFileInvalid
     ├── EnvelopeError                a message was refused before its body was read
     │   ├── EnvelopeMalformed
@@ -33,24 +34,26 @@
     │   ├── WorkerLost
     │   └── AgentFailed
     ├── ModelError                   an ONNX model is not what was pinned, or is not safe to open
-    ├── StorageError                 the disk: full, corrupt, locked
+    ├── StorageError                 the disk: corrupt, locked, read-only
+    │   ├── StorageFull              the disk or the node's share of it is full: later it may work again
     │   └── AuditBroken              the audit log was tampered with
     └── ControlError                 the control API cannot be reached or refused the call
+        ├── NotFound                 the node has no such workflow, record or tunnel
+        └── NodeStopping             the node is on its way down
 
 `code` is what travels on the wire and in `--json` output; it never changes once released.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class ComityError(Exception):
     """Base of every error of this project."""
 
-    code: ClassVar[str] = "error"
+    #: One for each class; only ControlError, which brings another process's error, carries one of its own.
+    code: str = "error"
     #: What the reader can do about it, when that is the same each time.
-    advice: ClassVar[str] = ""
+    advice: str = ""
 
     def diagnostics(self) -> str:
         """One line for a person: what happened, and what to do about it."""
@@ -106,6 +109,12 @@ class BundleInvalid(TrustError):
     """A trust bundle is malformed, unsigned, expired or of another epoch."""
 
     code = "bundle_invalid"
+
+
+class CardInvalid(TrustError):
+    """An agent card is malformed, expired, or not of the peer that presents it."""
+
+    code = "card_invalid"
 
 
 class KeyFileInvalid(TrustError):
@@ -272,13 +281,45 @@ class StorageError(ComityError):
     code = "storage_error"
 
 
+class StorageFull(StorageError):
+    """The disk, or what the node may use of it, is full; nothing of the refused change was applied."""
+
+    code = "storage_full"
+    advice = "free disk space or raise the node's limit; the node goes on by itself once there is room"
+
+
 class AuditBroken(StorageError):
     """The audit log does not verify."""
 
     code = "audit_broken"
 
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        #: The first entry that is wrong, where one can be named.
+        self.index = index
+        super().__init__(message if index is None else f"entry {index}: {message}")
+
 
 class ControlError(ComityError):
-    """The node's control API cannot be reached, or refused the call."""
+    """The node's control API cannot be reached, or refused the call.
+
+    A client raises it with the `code` and `advice` of the error that the node met, and the policy rules if it was one.
+    """
 
     code = "control_error"
+
+    def __init__(self, message: str, *, code: str = "", advice: str = "", rules: tuple[str, ...] = ()) -> None:
+        self.code, self.advice, self.rules = code or self.code, advice or self.advice, rules
+        super().__init__(message)
+
+
+class NotFound(ControlError):
+    """The node has no such workflow, record or tunnel."""
+
+    code = "not_found"
+
+
+class NodeStopping(ControlError):
+    """The node is on its way down."""
+
+    code = "node_stopping"
+    advice = "try again when it is back"

@@ -1,1 +1,5 @@
-"""The comity command."""
+"""The `comity` command."""
+
+from comity_node.cli.app import main
+
+__all__ = ["main"]

@@ -897,20 +897,26 @@ class OpenTunnelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ORGANIZATION_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
+    APP_DIGESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     organization: _builtins.str
     port: _builtins.int
     """0: any free port."""
+    @_builtins.property
+    def app_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256 in hex of the app bundles that may come in through it. None: no app comes in."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         organization: _builtins.str = ...,
         port: _builtins.int = ...,
+        app_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "organization", b"organization", "port", b"port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_digests", b"app_digests", "name", b"name", "organization", b"organization", "port", b"port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -972,28 +978,49 @@ class WorkRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     credits: _builtins.int
     """More items that the worker is ready to take."""
     @_builtins.property
     def hello(self) -> Global___WorkerHello: ...
     @_builtins.property
     def done(self) -> Global___WorkDone: ...
+    @_builtins.property
+    def leaving(self) -> Global___WorkerLeaving: ...
     def __init__(
         self,
         *,
         hello: Global___WorkerHello | None = ...,
         credits: _builtins.int = ...,
         done: Global___WorkDone | None = ...,
+        leaving: Global___WorkerLeaving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "done", b"done", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "done", b"done", "hello", b"hello", "leaving", b"leaving", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "done", b"done", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "done", b"done", "hello", b"hello", "leaving", b"leaving", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "done"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "done", "leaving"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WorkRequest: _TypeAlias = WorkRequest  # noqa: Y015
+
+@_typing.final
+class WorkerLeaving(_message.Message):
+    """No new items, please: the node takes the credits back, and ends the stream when every item it sent is done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerLeaving: _TypeAlias = WorkerLeaving  # noqa: Y015
 
 @_typing.final
 class WorkerHello(_message.Message):
@@ -1028,21 +1055,25 @@ class WorkDone(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     result: _builtins.bytes
     """JSON."""
     error: _builtins.str
     """Not empty: the agent failed."""
+    credits: _builtins.int
+    """More items that the worker is ready to take, as in WorkRequest.credits."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         result: _builtins.bytes = ...,
         error: _builtins.str = ...,
+        credits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "error", b"error", "id", b"id", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

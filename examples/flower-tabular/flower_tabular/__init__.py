@@ -1,0 +1,1 @@
+"""A logistic regression over local rows and certified synthetic rows."""

@@ -1,0 +1,36 @@
+"""The member's side. Environment: COMITY_CONTROL, COMITY_FLOWER_SERVER, TABULAR_ROWS and TABULAR_SCALE."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from comity.flower.client import CERTIFIED_EXAMPLES, PRIVATE_EXAMPLES, comity_mod
+from comity.flower.data import Scale
+from comity.flower.manifest import array_record
+from flower_tabular import task
+
+app = ClientApp()
+
+
+@app.train(mods=[comity_mod()])  # type: ignore[untyped-decorator]  # flwr ships no types
+def train(message: Message, context: Context) -> Message:
+    """Train on own rows and, if the run says so, on certified rows of others."""
+    config = context.run_config
+    scale = Scale.load(task.environment_path("TABULAR_SCALE"))
+    rows, labels = task.read_rows(task.environment_path("TABULAR_ROWS"), scale)
+    private, certified = len(labels), 0
+    if config["certified"]:
+        more_rows, more_labels = task.certified_rows(str(config["dataset"]), str(config["agreement"]), scale)
+        rows, labels = np.concatenate([rows, more_rows]), np.concatenate([labels, more_labels])
+        certified = len(more_labels)
+    model = task.fit(
+        {name: array.numpy() for name, array in message.content["arrays"].items()},
+        rows,
+        labels,
+        iterations=int(config["local-iterations"]),
+        inverse_regularization=float(config["inverse-regularization"]),
+    )
+    metrics = MetricRecord({PRIVATE_EXAMPLES: private, CERTIFIED_EXAMPLES: certified})
+    return Message(RecordDict({"arrays": array_record(model), "metrics": metrics}), reply_to=message)

@@ -1,0 +1,176 @@
+"""`comity cert`: a node asks its organization's CA for a certificate; its private key stays where it was made (S4)."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from comity.ca import LEAF_LIFETIME, OrganizationCa, certificate_request, read_certificates, single_uri
+from comity.errors import ChainInvalid, ConfigError
+from comity.ids import SpiffeId
+from comity.signing import PrivateKey, peer_id
+from comity.trust import NodeIdentity
+from comity_node.cli.commands import Command, argument
+from comity_node.cli.context import Context, fields, read_bytes, write_new
+from comity_node.cli.initialize import CA_DIRECTORY
+
+_REQUEST = ".csr.pem"
+_ISSUED = ".issued.pem"
+_MAX_PEM = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """What a node's certificate says; nothing is verified."""
+
+    node: SpiffeId
+    public_key: bytes
+    issuer: str
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def peer_id(self) -> str:
+        """The PeerId of the certificate's key."""
+        return peer_id(self.public_key)
+
+    def describe(self, now: datetime) -> dict[str, object]:
+        """Return the certificate's values by name."""
+        return {
+            "node": str(self.node),
+            "peer_id": self.peer_id,
+            "issuer": self.issuer,
+            "valid_from": self.not_before.isoformat(),
+            "valid_until": self.not_after.isoformat(),
+            "days_left": (self.not_after - now).days,
+        }
+
+
+def read_leaf(path: Path) -> Leaf:
+    """Read the node's certificate of a chain's file (PEM, leaf first).
+
+    Raises:
+        ConfigError: the file cannot be read.
+        ChainInvalid: it holds no node's certificate.
+    """
+    try:
+        der = read_certificates(read_bytes(path, "the certificate", limit=_MAX_PEM))[0]
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        if not isinstance(key, Ed25519PublicKey):
+            raise ChainInvalid("its first certificate is no node's")
+        node = SpiffeId.parse(single_uri(certificate.extensions))
+    except ChainInvalid as error:
+        raise ChainInvalid(f"{path}: {error}") from error
+    return Leaf(
+        node=node,
+        public_key=key.public_bytes_raw(),
+        issuer=certificate.issuer.rfc4514_string(),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+    )
+
+
+def _request(context: Context, arguments: argparse.Namespace) -> None:
+    config = context.config()
+    key = PrivateKey.load(config.key)
+    out = arguments.out or config.key.with_name(config.key.stem + _REQUEST)
+    write_new(out, certificate_request(key, config.node), force=True)
+    context.emit(
+        {"request": str(out), "node": str(config.node), "peer_id": key.peer_id},
+        f"{out}\nfor {config.node}, peer id {key.peer_id}: give it to whoever keeps the CA of {config.organization}",
+    )
+
+
+def _approve(context: Context, arguments: argparse.Namespace) -> None:
+    ca = OrganizationCa.load(arguments.ca or context.home / CA_DIRECTORY)
+    request: Path = arguments.request
+    name = request.name.removesuffix(_REQUEST) if request.name.endswith(_REQUEST) else request.stem
+    out = arguments.out or request.with_name(name + _ISSUED)
+    leaf_pem = ca.issue(
+        read_bytes(request, "the request", limit=_MAX_PEM), now=context.now, lifetime=timedelta(days=arguments.days)
+    )
+    write_new(out, leaf_pem + ca.certificate_pem, force=True)
+    leaf = read_leaf(out)
+    context.emit(
+        {"chain": str(out), **leaf.describe(context.now)},
+        f"{out}\n{leaf.node}, peer id {leaf.peer_id}, until {leaf.not_after:%Y-%m-%d}: "
+        "give it back to the node (`comity cert install`)",
+    )
+
+
+def _install(context: Context, arguments: argparse.Namespace) -> None:
+    config = context.config()
+    source = arguments.chain or config.key.with_name(config.key.stem + _ISSUED)
+    identity = NodeIdentity.load(config.key, source)
+    if identity.node != config.node:
+        raise ConfigError(f"the certificate is for {identity.node}, and this node is {config.node}", file=str(source))
+    leaf = read_leaf(source)
+    if leaf.not_after <= context.now:
+        raise ChainInvalid(f"{source}: it expired on {leaf.not_after:%Y-%m-%d}; ask for a new one: comity cert request")
+    write_new(config.chain, read_bytes(source, "the chain", limit=_MAX_PEM), force=True)
+    context.emit(
+        {"chain": str(config.chain), **leaf.describe(context.now)},
+        f"{config.chain}\n{leaf.node} is certified until {leaf.not_after:%Y-%m-%d}",
+    )
+
+
+def _show(context: Context, arguments: argparse.Namespace) -> None:
+    path = arguments.chain or context.config().chain
+    values = read_leaf(path).describe(context.now)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    context.emit({"file": str(path), **values}, fields({"file": f"{path} (mode {mode:04o})", **values}))
+
+
+def days(text: str) -> int:
+    """Read a number of days from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number from 1 to 3650.
+    """
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 3650):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days from 1 to 3650")
+    return int(text)
+
+
+COMMAND = Command(
+    "cert",
+    "ask for, approve, install and show a node's certificate",
+    commands=(
+        Command(
+            "request",
+            "write a certificate request for this node's key",
+            _request,
+            (argument("--out", type=Path, metavar="FILE", help="where to write it (beside the key)"),),
+        ),
+        Command(
+            "approve",
+            "issue a certificate for a request, with the organization's CA",
+            _approve,
+            (
+                argument("request", type=Path, metavar="REQUEST", help="the file that `cert request` wrote"),
+                argument("--ca", type=Path, metavar="DIR", help="the CA's directory (HOME/ca)"),
+                argument("--days", type=days, default=LEAF_LIFETIME.days, help="how long it is good (%(default)s)"),
+                argument("--out", type=Path, metavar="FILE", help="where to write the chain (beside the request)"),
+            ),
+        ),
+        Command(
+            "install",
+            "check a chain that was issued and put it where the node reads it",
+            _install,
+            (argument("chain", nargs="?", type=Path, metavar="CHAIN", help="the file that `cert approve` wrote"),),
+        ),
+        Command(
+            "show",
+            "show a certificate",
+            _show,
+            (argument("chain", nargs="?", type=Path, metavar="CHAIN", help="a chain's file (this node's)"),),
+        ),
+    ),
+)

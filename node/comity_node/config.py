@@ -1,0 +1,244 @@
+"""`node.yaml`: what one node is, where its files lie and how it is reached.
+
+Read strictly: an unknown key, a value of another type or a path that cannot work is a `ConfigError` with file, line and
+column, before anything is opened. Paths are relative to the directory of `node.yaml` (the node's home).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from comity.errors import InvalidName, SignatureInvalid
+from comity.ids import SpiffeId
+from comity.signing import peer_id_to_bytes
+from comity_node import strictyaml
+from comity_node.strictyaml import Node, Section
+
+FILE_NAME: Final = "node.yaml"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
+#: In a directory of its own, which the node makes for its owner alone.
+DEFAULT_CONTROL: Final = "unix:run/control.sock"
+_MAX_ADDRESSES = 64
+_DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Files of mutual TLS, PEM: the server's chain and key, and the CA that its clients' certificates come from."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """Where the node's own organization reaches it: `unix:/path`, or `host:port` with `tls`."""
+
+    address: str
+    tls: TlsFiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetConfig:
+    """A dataset as this node holds it.
+
+    Attributes:
+        name: as in the policy and in agreements.
+        schema: JSON file of the fields that all organizations agreed on.
+        private: Parquet file of the organization's own rows; None if it holds none.
+        models: directory of the ONNX models that its validators use; None if it validates nothing.
+    """
+
+    name: str
+    schema: Path
+    private: Path | None = None
+    models: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """What peers and workers may cost this node.
+
+    Attributes:
+        peers: links that are kept at a time.
+        requests_per_peer: requests of one peer that are served at a time.
+        work_ms: how long one piece of work may stay with a worker, in milliseconds.
+    """
+
+    peers: int = 256
+    requests_per_peer: int = 64
+    work_ms: int = 120_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Least level that is logged, and its form: `text` for people, `json` (one object a line) for machines."""
+
+    level: str = "info"
+    format: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """A checked `node.yaml`. All paths are absolute."""
+
+    home: Path
+    organization: str
+    node: SpiffeId
+    key: Path
+    chain: Path
+    bundle: Path
+    policy: Path
+    database: Path
+    listen: tuple[str, ...]
+    bootstrap: tuple[str, ...]
+    control: ControlConfig
+    datasets: Mapping[str, DatasetConfig]
+    limits: LimitsConfig
+    log: LogConfig
+
+
+def load(path: Path) -> NodeConfig:
+    """Read a `node.yaml`.
+
+    Raises:
+        ConfigError: the file is missing, malformed or says something that cannot be; carries file, line and column.
+    """
+    home = path.absolute().parent
+    top = strictyaml.load(path).mapping(
+        "version", "organization", "node", "paths", "listen", "bootstrap", "control", "datasets", "limits", "log"
+    )
+    top.required("version").integer(1, 1)
+    organization = top.required("organization").organization()
+    paths = top.section("paths", "key", "chain", "bundle", "policy", "database")
+    return NodeConfig(
+        home=home,
+        organization=organization,
+        node=_node_name(top, organization),
+        key=_path(paths, "key", home, "keys/node.key"),
+        chain=_path(paths, "chain", home, "keys/node.chain.pem"),
+        bundle=_path(paths, "bundle", home, "consortium.json"),
+        policy=_path(paths, "policy", home, "policy.yaml"),
+        database=_path(paths, "database", home, "node.db"),
+        listen=_multiaddrs(top.required("listen"), with_peer=False),
+        bootstrap=_multiaddrs(top.optional("bootstrap"), with_peer=True),
+        control=_control(top, home),
+        datasets=_datasets(top.optional("datasets"), home),
+        limits=_limits(top.section("limits", "peers", "requests_per_peer", "work")),
+        log=_log(top.section("log", "level", "format")),
+    )
+
+
+def _node_name(top: Section, organization: str) -> SpiffeId:
+    node = top.required("node")
+    try:
+        return SpiffeId(organization, "node", node.string())
+    except InvalidName as error:
+        node.fail(str(error))
+
+
+def _path(section: Section, key: str, home: Path, default: str) -> Path:
+    node = section.optional(key)
+    return home / default if node is None else node.file_path(home)
+
+
+def _multiaddrs(node: Node | None, *, with_peer: bool) -> tuple[str, ...]:
+    if node is None or node.is_empty or (node.is_list and not node.items()):
+        return ()
+    items = node.one_or_more()
+    if len(items) > _MAX_ADDRESSES:
+        node.fail(f"at most {_MAX_ADDRESSES} addresses, not {len(items)}")
+    for item in items:
+        _check_multiaddr(item, with_peer=with_peer)
+    return node.strings()
+
+
+def _check_multiaddr(node: Node, *, with_peer: bool) -> None:
+    """Refuse what is not `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, followed by `/p2p/PEERID` if `with_peer`."""
+    form = "/ip4/HOST/tcp/PORT" + ("/p2p/PEERID" if with_peer else "")
+    parts = node.string(max_length=512).split("/")[1:]
+    if len(parts) != (6 if with_peer else 4) or parts[2] != "tcp" or (with_peer and parts[4] != "p2p"):
+        node.fail(f"expected an address of the form {form}, got {node.value!r}")
+    family, host, _, port = parts[:4]
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        node.fail(f"{port!r} is no port")
+    if family in ("dns", "dns4", "dns6"):
+        if not _DNS_NAME.fullmatch(host):
+            node.fail(f"{host!r} is no host name")
+    elif family in ("ip4", "ip6"):
+        try:
+            (ipaddress.IPv4Address if family == "ip4" else ipaddress.IPv6Address)(host)
+        except ValueError:
+            node.fail(f"{host!r} is no {'IPv4' if family == 'ip4' else 'IPv6'} address")
+    else:
+        node.fail(f"expected an address of the form {form}, got {node.value!r}")
+    if with_peer:
+        try:
+            peer_id_to_bytes(parts[5])
+        except SignatureInvalid as error:
+            node.fail(str(error))
+
+
+def _control(top: Section, home: Path) -> ControlConfig:
+    section = top.section("control", "address", "tls")
+    node = section.optional("address")
+    address = DEFAULT_CONTROL if node is None else node.string()
+    tls = _tls(section.optional("tls"), home)
+    if address.startswith("unix:"):
+        if tls is not None:
+            section.required("tls").fail("a unix socket takes no tls: the permissions of its directory guard it")
+        return ControlConfig(f"unix:{home / address.removeprefix('unix:')}")
+    if tls is None:
+        (node or top.node).fail(
+            f"{address!r} is no unix:PATH, and a TCP address needs tls: certificate, key and client_ca"
+        )
+    return ControlConfig(address, tls)
+
+
+def _tls(node: Node | None, home: Path) -> TlsFiles | None:
+    if node is None:
+        return None
+    files = node.mapping("certificate", "key", "client_ca")
+    return TlsFiles(*(files.required(key).file_path(home) for key in ("certificate", "key", "client_ca")))
+
+
+def _datasets(node: Node | None, home: Path) -> Mapping[str, DatasetConfig]:
+    datasets: dict[str, DatasetConfig] = {}
+    for name, mark, value in () if node is None or node.is_empty else node.table():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+            mark.fail(f"{name!r} is no dataset name: lower-case letters, digits, '.', '_' and '-', at most 64")
+        section = value.mapping("schema", "private", "models")
+        private, models = section.optional("private"), section.optional("models")
+        datasets[name] = DatasetConfig(
+            name=name,
+            schema=section.required("schema").file_path(home),
+            private=None if private is None else private.file_path(home),
+            models=None if models is None else models.file_path(home),
+        )
+    return MappingProxyType(datasets)
+
+
+def _limits(section: Section) -> LimitsConfig:
+    default = LimitsConfig()
+    return LimitsConfig(
+        peers=section.integer("peers", default.peers, 1, 10_000),
+        requests_per_peer=section.integer("requests_per_peer", default.requests_per_peer, 1, 10_000),
+        work_ms=section.duration_ms("work", default.work_ms, 100, 86_400_000),
+    )
+
+
+def _log(section: Section) -> LogConfig:
+    default = LogConfig()
+    level, form = section.optional("level"), section.optional("format")
+    return LogConfig(
+        level=default.level if level is None else level.choice(LOG_LEVELS, "log level"),
+        format=default.format if form is None else form.choice(LOG_FORMATS, "log format"),
+    )

@@ -1,0 +1,159 @@
+"""Who offers what: the agent cards of the other organizations, and the own ones shown to them.
+
+A card is fetched from its own node and nobody else, and shown only to whom the policy lets see it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from comity.card import AgentCard, Skill, open_card, sign_card
+from comity.errors import ComityError, UnexpectedMessage
+from comity.ids import SpiffeId
+from comity.trust import Attested, NodeIdentity, TrustStore
+from comity.v1.card_pb2 import CardReply, CardRequest
+from comity.v1.link_pb2 import PeerHint, PeersReply, PeersRequest
+from comity.v1.task_pb2 import Receipt
+from comity_node.admission import Gate, Question
+from comity_node.policy.model import Request
+from comity_node.runtime.messenger import Handler, Messenger, accepted
+from comity_node.runtime.seams import TaskStatus
+
+log = logging.getLogger(__name__)
+
+CARDS = "cards"
+PEERS = "peers"
+_LIFETIME_MS = 24 * 3600 * 1000
+_MAX_CARDS = 64
+_MAX_HINTS = 1_000
+_ASK_S = 10.0
+#: Refresh, in seconds: soon while somebody's cards are missing, else now and then.
+_SOON_S = 1.0
+_CALM_S = 15.0
+
+#: The part that each skill plays, which policies can ask for.
+ROLES = {"generate": "generator", "repair": "generator", "review": "validator"}
+
+OwnAgents = Callable[[], Sequence[tuple[SpiffeId, tuple[str, ...]]]]
+
+
+class Directory:
+    """The agent cards that this node knows."""
+
+    def __init__(
+        self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, own_agents: OwnAgents,
+        addresses: Callable[[], Sequence[str]], hints: Callable[[], Sequence[PeerHint]], version: str,
+    ) -> None:  # fmt: skip
+        """Fetch and show cards in the name of `identity`'s organization.
+
+        Args:
+            identity: whose cards are shown.
+            trust: against whom the others' cards are checked.
+            gate: decides who may see the own ones.
+            messenger: reaches the others.
+            own_agents: returns the agents that are connected, with their skills.
+            addresses: returns where this node can be dialled.
+            hints: returns what is known about others' addresses.
+            version: of this software, for the cards.
+        """
+        self._identity = identity
+        self._trust = trust
+        self._gate = gate
+        self._messenger = messenger
+        self._own_agents = own_agents
+        self._addresses = addresses
+        self._hints = hints
+        self._version = version
+        self._cards: dict[str, tuple[AgentCard, ...]] = {}
+        self.handlers: dict[str, Handler] = {CARDS: self._on_cards, PEERS: self._on_peers}
+
+    def cards(self) -> list[AgentCard]:
+        """Return all cards, the own ones too."""
+        return [*self._own_cards(), *(card for cards in self._cards.values() for card in cards)]
+
+    def organizations_with(self, skills: frozenset[str]) -> frozenset[str]:
+        """Return the other organizations whose agents offer all of `skills`."""
+        return frozenset(
+            organization
+            for organization, cards in self._cards.items()
+            if skills <= {skill.id for card in cards for skill in card.skills}
+        )
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the cards of all members fresh, until cancelled."""
+        task_status.started()
+        while True:
+            others = sorted(set(self._trust.bundle.members) - {self._identity.organization})
+            async with trio.open_nursery() as nursery:
+                for organization in others:
+                    if self._messenger.reachable(organization):
+                        nursery.start_soon(self.fetch, organization)
+            complete = all(self._cards.get(organization) for organization in others)
+            await trio.sleep(_CALM_S if complete else _SOON_S)
+
+    async def fetch(self, organization: str) -> None:
+        """Ask an organization's node for its cards; one that does not verify is left out, and logged."""
+        try:
+            body = CardRequest().SerializeToString()
+            receipt = await self._messenger.ask(organization, CARDS, body, deadline_s=_ASK_S)
+            if receipt.status == Receipt.STATUS_ACCEPTED:
+                self._cards[organization] = self._open(organization, CardReply.FromString(receipt.body))
+            else:
+                log.info("%s does not show its cards: %s", organization, receipt.reason)
+        except (ComityError, ValueError) as error:  # protobuf's DecodeError is a ValueError
+            log.info("no cards of %s: %s", organization, error)
+
+    def _open(self, organization: str, reply: CardReply) -> tuple[AgentCard, ...]:
+        peer = self._messenger.peer(organization)
+        if len(reply.cards) > _MAX_CARDS or peer is None:
+            raise UnexpectedMessage(f"{len(reply.cards)} cards of {organization}; at most {_MAX_CARDS}")
+        now_ms = self._gate.now_ms()
+        return tuple(open_card(card, self._trust, now_ms, peer.peer_id) for card in reply.cards)
+
+    def _own_cards(self) -> list[AgentCard]:
+        now_ms = self._gate.now_ms()
+        return [
+            AgentCard(
+                agent=agent,
+                peer_id=self._identity.peer_id,
+                name=agent.name,
+                description=f"{agent.name} of {agent.organization}",
+                version=self._version,
+                skills=tuple(Skill(id=skill, name=skill, role=ROLES.get(skill, "")) for skill in skills),
+                addresses=tuple(self._addresses()),
+                issued_ms=now_ms,
+                expires_ms=now_ms + _LIFETIME_MS,
+            )
+            for agent, skills in self._own_agents()
+            if skills
+        ]
+
+    async def _on_cards(self, sender: Attested, body: bytes) -> Receipt:
+        CardRequest.FromString(body)
+        await self._gate.demand(Question(Request(action="agent.discover", organization=sender.organization)))
+        cards = [sign_card(self._identity, card) for card in self._own_cards()[:_MAX_CARDS]]
+        return accepted(CardReply(cards=cards).SerializeToString())
+
+    async def _on_peers(self, sender: Attested, body: bytes) -> Receipt:
+        PeersRequest.FromString(body)
+        await self._gate.demand(Question(Request(action="agent.discover", organization=sender.organization)))
+        hints = [hint for hint in self._hints() if hint.peer_id != sender.peer_id]
+        return accepted(PeersReply(peers=hints[:_MAX_HINTS]).SerializeToString())
+
+    async def fetch_hints(self, organization: str) -> list[PeerHint]:
+        """Ask an organization's node where the others can be dialled: hints, to be attested when dialled.
+
+        Raises:
+            ComityError: it did not answer, or not with hints.
+        """
+        body = PeersRequest().SerializeToString()
+        receipt = await self._messenger.ask(organization, PEERS, body, deadline_s=_ASK_S)
+        if receipt.status != Receipt.STATUS_ACCEPTED:
+            raise UnexpectedMessage(f"{organization} does not name its peers: {receipt.reason}")
+        try:
+            return list(PeersReply.FromString(receipt.body).peers)[:_MAX_HINTS]
+        except ValueError as error:
+            raise UnexpectedMessage(f"the hints of {organization} do not parse") from error

@@ -1,0 +1,132 @@
+"""Questions to other organizations and answers from them: sealed requests out, receipts back.
+
+One kind of handler a message kind; each returns a receipt or raises. What it raises becomes a receipt that refuses,
+signed like any other: the peer learns the code, the reason and the rules, and the node stays up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from comity.errors import (
+    Busy,
+    ComityError,
+    EnvelopeMalformed,
+    PeerUnreachable,
+    PolicyDenied,
+    ReplayedMessage,
+    StorageError,
+)
+from comity.trust import Attested
+from comity.v1.task_pb2 import Receipt
+from comity_node.admission import Gate
+
+log = logging.getLogger(__name__)
+
+RECEIPT = "receipt"
+
+#: Takes (who sent it, the body) and returns the receipt.
+Handler = Callable[[Attested, bytes], Awaitable[Receipt]]
+
+
+class Peers(Protocol):
+    """What the messenger needs of the links."""
+
+    def peer(self, organization: str) -> Attested | None:
+        """Return a linked node of `organization`, if there is one."""
+
+    async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
+        """Send a request and return the answer."""
+
+
+def accepted(body: bytes = b"") -> Receipt:
+    """Return the receipt of something that is on disk now (or the answer to a question)."""
+    return Receipt(status=Receipt.STATUS_ACCEPTED, body=body)
+
+
+class Messenger:
+    """Sends requests and serves those of others."""
+
+    def __init__(self, gate: Gate, peers: Peers) -> None:
+        """Send and receive through `gate`, over `peers`."""
+        self._gate = gate
+        self._peers = peers
+        self._handlers: dict[str, Handler] = {}
+
+    def serve(self, handlers: Mapping[str, Handler]) -> None:
+        """Serve these kinds of messages, too."""
+        self._handlers.update(handlers)
+
+    def peer(self, organization: str) -> Attested | None:
+        """Return the linked node of `organization`, if there is one."""
+        return self._peers.peer(organization)
+
+    def reachable(self, organization: str) -> bool:
+        """Tell whether a node of `organization` is linked right now."""
+        return self._peers.peer(organization) is not None
+
+    async def ask(self, organization: str, kind: str, body: bytes, *, deadline_s: float = 30.0) -> Receipt:
+        """Send `body` to `organization` and return its receipt.
+
+        Raises:
+            LinkError: not linked, no answer in time, or the peer did not take the message.
+            EnvelopeError: the answer is not a fresh receipt for this very message.
+        """
+        peer = self._peers.peer(organization)
+        if peer is None:
+            raise PeerUnreachable(f"no node of {organization} is linked")
+        message_id = self._gate.new_id()
+        payload = self._gate.seal(kind, body, audience=peer.peer_id, message_id=message_id)
+        answer = await self._peers.request(peer.peer_id, payload, deadline_s)
+        message = await self._gate.open(peer, answer, {RECEIPT})
+        if message.header.in_reply_to != message_id:
+            raise ReplayedMessage(f"{organization} answered another message")
+        return _parse_receipt(message.body)
+
+    async def receive(self, attested: Attested, payload: bytes) -> bytes:
+        """Serve one request of an attested peer; returns the sealed receipt.
+
+        Raises:
+            EnvelopeError: the message was refused before its body was read.
+            SignatureInvalid: the signature does not verify.
+        """
+        message = await self._gate.open(attested, payload, self._handlers)
+        receipt = await self._handle(attested, message.kind, message.body)
+        return self._gate.seal(
+            RECEIPT,
+            receipt.SerializeToString(),
+            audience=attested.peer_id,
+            message_id=self._gate.new_id(),
+            in_reply_to=message.header.id,
+        )
+
+    async def _handle(self, attested: Attested, kind: str, body: bytes) -> Receipt:
+        try:
+            return await self._handlers[kind](attested, body)
+        except Busy as error:
+            return Receipt(
+                status=Receipt.STATUS_BUSY, code=error.code, reason=str(error), retry_after_ms=error.retry_after_ms
+            )
+        except StorageError as error:
+            log.exception("cannot store a %s of %s", kind, attested.organization)
+            return Receipt(status=Receipt.STATUS_BUSY, code=error.code, reason="cannot store it", retry_after_ms=5_000)
+        except ComityError as error:
+            rules = error.rules if isinstance(error, PolicyDenied) else ()
+            log.warning("refused a %s of %s: %s", kind, attested.organization, error)
+            return Receipt(status=Receipt.STATUS_REFUSED, code=error.code, reason=str(error), rules=rules)
+        except DecodeError:
+            log.warning("refused a %s of %s: it does not parse", kind, attested.organization)
+            return Receipt(
+                status=Receipt.STATUS_REFUSED, code=EnvelopeMalformed.code, reason=f"the {kind} does not parse"
+            )
+
+
+def _parse_receipt(body: bytes) -> Receipt:
+    try:
+        return Receipt.FromString(body)
+    except DecodeError as error:
+        raise EnvelopeMalformed("the receipt does not parse") from error

@@ -1,0 +1,122 @@
+"""The outbox: messages that stay in the journal until their recipient has them on disk.
+
+One courier for each organization. A message is sealed anew at each attempt, so a slow way or a restart never makes it
+stale; what it says does not change, and the recipient knows it by its content (R2).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import trio
+
+from comity.errors import ComityError, EnvelopeError, LinkError
+from comity.v1.task_pb2 import Receipt
+from comity_node.runtime.messenger import Messenger
+from comity_node.runtime.seams import TaskStatus
+from comity_node.storage import journal
+from comity_node.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+#: Called with the item and the receipt when an item is over: delivered, refused, or expired (None).
+Outcome = Callable[[journal.OutboxRow, Receipt | None], Awaitable[None]]
+
+_BATCH = 16
+_IDLE_S = 5.0
+_FIRST_BACKOFF_MS = 200
+_MAX_BACKOFF_MS = 15_000
+
+
+class Outbox:
+    """Delivers what the journal's outbox holds, at least once, until it is acknowledged."""
+
+    def __init__(
+        self, database: Database, messenger: Messenger, *, now_ms: Callable[[], int], random: Random, outcome: Outcome
+    ) -> None:
+        """Deliver through `messenger`; `outcome` hears how each message ended."""
+        self._database = database
+        self._messenger = messenger
+        self._now_ms = now_ms
+        self._random = random
+        self._outcome = outcome
+        self._news: dict[str, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def kick(self, organization: str) -> None:
+        """Look again for messages to `organization`: one was added, or its link came up."""
+        event = self._news.get(organization)
+        if event is not None:
+            event.set()
+        elif self._nursery is not None:
+            self._news[organization] = trio.Event()
+            self._nursery.start_soon(self._courier, organization)
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """Deliver until cancelled; begins with what an earlier run left."""
+        async with trio.open_nursery() as self._nursery:
+            for organization in await self._database.read(journal.count_open):
+                self.kick(organization)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _courier(self, organization: str) -> None:
+        while True:
+            event = self._news[organization] = trio.Event()
+            wait_s = await self._deliver_due(organization)
+            with trio.move_on_after(wait_s):
+                await event.wait()
+
+    async def _deliver_due(self, organization: str) -> float:
+        """Deliver what is due and return how long to sleep when there is no news."""
+        while self._messenger.reachable(organization):
+            now_ms = self._now_ms()
+            items = await self._database.read(lambda c: journal.due(c, organization, now_ms, limit=_BATCH))  # noqa: B023
+            if not items:
+                break
+            async with trio.open_nursery() as nursery:
+                for item in items:
+                    nursery.start_soon(self._deliver, item)
+        upcoming = await self._database.read(lambda c: journal.next_due_ms(c, organization))
+        if upcoming is None:
+            return _IDLE_S
+        return min(_IDLE_S, max(0.05, (upcoming - self._now_ms()) / 1000))
+
+    async def _deliver(self, item: journal.OutboxRow) -> None:
+        if self._now_ms() >= item.expires_ms:
+            await self._end(item, None, "expired before it could be delivered")
+            return
+        try:
+            receipt = await self._messenger.ask(item.organization, item.kind, item.body)
+        except (LinkError, EnvelopeError) as error:
+            await self._later(item, str(error), 0)
+            return
+        except ComityError as error:  # the answer does not verify: the peer is at fault, the message stays
+            log.warning("%s answered a %s badly: %s", item.organization, item.kind, error)
+            await self._later(item, str(error), 0)
+            return
+        if receipt.status == Receipt.STATUS_BUSY:
+            await self._later(item, receipt.reason, receipt.retry_after_ms)
+        else:
+            await self._end(item, receipt, receipt.reason)
+
+    async def _later(self, item: journal.OutboxRow, reason: str, retry_after_ms: int) -> None:
+        backoff = min(_MAX_BACKOFF_MS, _FIRST_BACKOFF_MS * 2 ** min(item.attempts, 10))
+        delay_ms = max(retry_after_ms, int(backoff * self._random.uniform(0.5, 1.0)))
+        not_before_ms = self._now_ms() + delay_ms
+        log.debug("a %s to %s waits %d ms: %s", item.kind, item.organization, delay_ms, reason)
+        await self._database.transact(
+            lambda c: journal.defer(c, item.message_id, until_ms=not_before_ms, reason=reason)
+        )
+
+    async def _end(self, item: journal.OutboxRow, receipt: Receipt | None, reason: str) -> None:
+        done = receipt is not None and receipt.status == Receipt.STATUS_ACCEPTED
+        if not done:
+            log.warning("a %s to %s was not taken: %s", item.kind, item.organization, reason)
+        await self._outcome(item, receipt)
+        if done:
+            await self._database.transact(lambda c: journal.mark_done(c, item.message_id))
+        else:
+            await self._database.transact(lambda c: journal.mark_failed(c, item.message_id, reason))

@@ -1,0 +1,317 @@
+"""One SQLite file that holds everything a node must not forget.
+
+Writes go through one writer with group commit: callables that were queued while a commit ran share the next
+transaction, each in its own savepoint, so that one that raises is rolled back alone. A call returns when its effect is
+on the disk (WAL, `synchronous=FULL`: https://www.sqlite.org/wal.html).
+
+Invariants
+  R1  `transact` returns only after the commit; what it returned survives `kill -9` and loss of power.
+  R4  at most `queue_limit` callables wait; further callers wait for a place.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import trio
+
+from comity.errors import StorageError
+from comity_node.storage.connections import connect_readonly, connect_writer, create, lock, storage_error
+
+T = TypeVar("T")
+
+_QUEUE_LIMIT: Final = 256
+_READERS: Final = 4
+
+
+class Offload(Protocol):
+    """Runs something that blocks without blocking the loop."""
+
+    def __call__(self, work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> Awaitable[T]:
+        """Run `work` and return what it returns."""
+
+
+async def in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> T:
+    """Run `work` in a thread of trio's pool: what a node does."""
+    return await trio.to_thread.run_sync(work, limiter=limiter)
+
+
+async def inline(work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> T:
+    """Run `work` on the loop: for tests under a virtual clock, which would jump while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
+class _Job(Generic[T]):
+    """A callable on its way through the writer."""
+
+    __slots__ = ("error", "function", "result", "task")
+
+    def __init__(self, function: Callable[[sqlite3.Connection], T], task: trio.lowlevel.Task) -> None:
+        self.function = function
+        self.task = task
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+
+class Database:
+    """The node's database: `transact` to change it, `read` to look."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, held: int, queue_limit: int, offload: Offload) -> None:
+        """Use `Database.open`."""
+        self.path = path
+        self._writer = writer
+        self._held = held
+        self._offload = offload
+        self._queue: deque[_Job[Any]] = deque()
+        self._places = trio.Semaphore(queue_limit, max_value=queue_limit)
+        self._work = trio.Event()
+        self._writer_limit = trio.CapacityLimiter(1)
+        self._reader_limit = trio.CapacityLimiter(_READERS)
+        self._readers: list[sqlite3.Connection] = []
+        self._readers_guard = threading.Lock()
+        self._running = False
+        self._closing = False
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        max_bytes: int | None = None,
+        queue_limit: int = _QUEUE_LIMIT,
+        offload: Offload = in_thread,
+    ) -> Database:
+        """Open the database at `path`, or create it with mode 0600.
+
+        The file and its schema version are checked first. A lock file beside it (`<name>.lock`) keeps a second node
+        away; the lock ends with the process.
+
+        Args:
+            path: the file; its directory must exist.
+            max_bytes: what the file may grow to; None is as large as the disk. Over it `StorageFull` is raised.
+            queue_limit: how many callables may wait for the writer.
+            offload: how blocking work leaves the loop.
+
+        Raises:
+            StorageError: the file is in use, corrupt, of another application or version, or cannot be opened.
+        """
+        create(path)
+        descriptor = lock(path)
+        try:
+            writer = connect_writer(path, max_bytes)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, writer, descriptor, queue_limit, offload)
+
+    async def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function` in a transaction and return its result once the commit is on the disk.
+
+        `function` runs in the writer's thread and must not end the transaction itself. If it raises, its changes are
+        rolled back and the error is raised here; other callables of the same transaction are not touched.
+
+        A cancelled call that is still queued is taken back and has no effect. One that the writer has already taken is
+        finished: the call then returns as if it had not been cancelled, and the cancellation is met at the caller's
+        next checkpoint. So `trio.Cancelled` out of this call always means that nothing was changed.
+
+        Raises:
+            StorageFull: no room; nothing of `function` was applied.
+            StorageError: the database cannot be written or is closed; nothing was applied.
+        """
+        await self._places.acquire()
+        if self._closing:
+            self._places.release()
+            raise StorageError(f"{self.path.name} is closed")
+        job = _Job(function, trio.lowlevel.current_task())
+        self._queue.append(job)
+        self._work.set()
+
+        def withdraw(_: object) -> trio.lowlevel.Abort:
+            try:
+                self._queue.remove(job)
+            except ValueError:
+                return trio.lowlevel.Abort.FAILED
+            self._places.release()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(withdraw)
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[return-value]  # set whenever there is no error
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function` off the loop on a read-only connection, on one snapshot, and return its result.
+
+        The snapshot holds everything whose `transact` returned before. `function` must bound what it reads.
+
+        Raises:
+            StorageError: the database cannot be read, `function` tried to write, or the database is closed.
+        """
+        return await self._offload(lambda: self._read(function), self._reader_limit)
+
+    # Trio's types and the stubs of trio-typing, which libp2p brings along, name the type of task_status differently.
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ANN401
+        """Commit what is queued until `close` is called or the task is cancelled; then drain and close the file.
+
+        Runs once, in a nursery that outlives whatever still writes at shutdown.
+        """
+        if self._running:
+            raise StorageError(f"{self.path.name}: the writer runs once")
+        task_status.started()
+        if self._closed:
+            return
+        self._running = True
+        try:
+            while not self._closing or self._queue:
+                if self._queue:
+                    await self._commit_queued()
+                else:
+                    self._work = trio.Event()
+                    await self._work.wait()
+        finally:
+            self._closing = True
+            with trio.CancelScope(shield=True):
+                while self._queue:
+                    await self._commit_queued()
+                await self._offload(self._close_files, self._writer_limit)
+
+    @property
+    def queued(self) -> int:
+        """How many callables wait for the writer."""
+        return len(self._queue)
+
+    def close(self) -> None:
+        """Take no more work. A running writer drains its queue and ends.
+
+        Without one the file is closed here, and what waits for it is refused.
+        """
+        self._closing = True
+        self._work.set()
+        if self._running:
+            return
+        refused = list(self._queue)
+        self._queue.clear()
+        _fail(refused, StorageError(f"{self.path.name} is closed"))
+        for job in refused:
+            self._places.release()
+            trio.lowlevel.reschedule(job.task)
+        self._close_files()
+
+    async def _commit_queued(self) -> None:
+        batch = list(self._queue)
+        self._queue.clear()
+        for _ in batch:
+            self._places.release()
+        try:
+            with trio.CancelScope(shield=True):
+                await self._offload(lambda: self._commit(batch), self._writer_limit)
+        except BaseException:
+            _fail(batch, StorageError(f"{self.path.name}: the writer stopped"))
+            raise
+        finally:
+            for job in batch:
+                trio.lowlevel.reschedule(job.task)
+
+    def _commit(self, batch: list[_Job[Any]]) -> None:
+        """Run `batch` in one transaction. Each job then has a result or an error."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for job in batch:
+                self._run_job(job)
+                if not self._writer.in_transaction:
+                    # SQLite ends the whole transaction itself on some errors, a full disk among them.
+                    lost = StorageError(f"{self.path.name}: the writer's transaction was ended by a callable")
+                    return _fail(batch, job.error if isinstance(job.error, StorageError) else lost)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            _fail(batch, storage_error(error, self.path.name))
+        finally:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+
+    def _run_job(self, job: _Job[Any]) -> None:
+        self._writer.execute("SAVEPOINT job")
+        try:
+            job.result = job.function(self._writer)
+        except sqlite3.Error as error:
+            job.error = storage_error(error, self.path.name)
+            job.error.__cause__ = error
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is raised to the job's caller)
+            job.error = error
+        if not self._writer.in_transaction:
+            return
+        if job.error is not None:
+            self._writer.execute("ROLLBACK TO job")
+        self._writer.execute("RELEASE job")
+
+    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        reader = self._take_reader()
+        try:
+            reader.execute("BEGIN")
+            try:
+                return function(reader)
+            finally:
+                reader.rollback()
+        except sqlite3.Error as error:
+            raise storage_error(error, self.path.name) from error
+        finally:
+            self._put_reader(reader)
+
+    def _take_reader(self) -> sqlite3.Connection:
+        with self._readers_guard:
+            if self._closed:
+                raise StorageError(f"{self.path.name} is closed")
+            if self._readers:
+                return self._readers.pop()
+        return connect_readonly(self.path)
+
+    def _put_reader(self, reader: sqlite3.Connection) -> None:
+        with self._readers_guard:
+            if not self._closed:
+                self._readers.append(reader)
+                return
+        reader.close()
+
+    def _close_files(self) -> None:
+        with self._readers_guard:
+            if self._closed:
+                return
+            self._closed = True
+            for reader in self._readers:
+                reader.close()
+            self._readers.clear()
+        # The last connection that closes folds the write-ahead log into the file; it stays if it cannot.
+        self._writer.close()
+        os.close(self._held)
+
+
+@asynccontextmanager
+async def open_database(path: Path, **options: Any) -> AsyncGenerator[Database]:  # noqa: ANN401  (those of open)
+    """Open a database with its writer running, for commands and tests; at the end drain and close it.
+
+    Args:
+        path: the file.
+        options: those of `Database.open`.
+    """
+    database = Database.open(path, **options)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.run)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _fail(batch: list[_Job[Any]], error: StorageError) -> None:
+    """Give every job that has no error of its own a copy of `error`: each is raised in a task of its own."""
+    for job in batch:
+        job.error = job.error or type(error)(str(error))

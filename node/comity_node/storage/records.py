@@ -1,0 +1,160 @@
+"""Certified records with what proves them.
+
+Plain functions over a connection, for `Database.transact` and `Database.read`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from comity.errors import StorageError
+
+_MAX_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A certified record without its proof.
+
+    Attributes:
+        task_id: 16 bytes.
+        agreement_digest: SHA-256 of the terms that it was made under.
+        dataset: it belongs to.
+        author: the organization that made it.
+        record: JSON in RFC 8785 form.
+        record_digest: SHA-256 of `record`.
+        score: the certificate's, 0 to 10000.
+        stored_ms: when this node stored it.
+        retain_until_ms: when it must go; None if no obligation says so.
+    """
+
+    task_id: bytes
+    agreement_digest: bytes
+    dataset: str
+    author: str
+    record: bytes
+    record_digest: bytes
+    score: int
+    stored_ms: int
+    retain_until_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedRecord(StoredRecord):
+    """A certified record with its proof.
+
+    Attributes:
+        certificate: the `Certificate` message.
+        provenance: DSSE envelope (JSON) of the in-toto statement.
+    """
+
+    certificate: bytes
+    provenance: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """Some records, oldest first, and the cursor of the next page; None if there is no more now."""
+
+    records: tuple[StoredRecord, ...]
+    cursor: int | None
+
+
+_COLUMNS: Final = "task_id, agreement_digest, dataset, author, record, record_digest, score, stored_ms, retain_until_ms"
+
+
+def put_record(connection: sqlite3.Connection, record: CertifiedRecord) -> bool:
+    """Store a record; False, and nothing changed, if it is there already.
+
+    Raises:
+        StorageError: another record is certified for the same task, which a quorum cannot do.
+    """
+    stored = connection.execute("SELECT record_digest FROM records WHERE task_id = ?", (record.task_id,)).fetchone()
+    if stored is not None:
+        if stored[0] != record.record_digest:
+            raise StorageError(
+                f"task {record.task_id.hex()} has a certified record {stored[0].hex()} and now another one, "
+                f"{record.record_digest.hex()}; keep both certificates: they prove a faulty quorum"
+            )
+        return False
+    connection.execute(
+        f"INSERT INTO records ({_COLUMNS}, certificate, provenance) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.task_id,
+            record.agreement_digest,
+            record.dataset,
+            record.author,
+            record.record,
+            record.record_digest,
+            record.score,
+            record.stored_ms,
+            record.retain_until_ms,
+            record.certificate,
+            record.provenance,
+        ),
+    )
+    return True
+
+
+def get_record(connection: sqlite3.Connection, task_id: bytes) -> CertifiedRecord | None:
+    """Return a record with its proof, None if there is none."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS}, certificate, provenance FROM records WHERE task_id = ?", (task_id,)
+    ).fetchone()
+    return None if row is None else CertifiedRecord(*row)
+
+
+def list_records(
+    connection: sqlite3.Connection,
+    *,
+    dataset: str | None = None,
+    author: str | None = None,
+    agreement_digest: bytes | None = None,
+    cursor: int = 0,
+    limit: int = 100,
+) -> RecordPage:
+    """Return a page of at most `limit` (up to 1000) records in the order in which they were stored.
+
+    Args:
+        connection: the database.
+        dataset: None fits all.
+        author: None fits all.
+        agreement_digest: None fits all.
+        cursor: `RecordPage.cursor` of the page before; 0 starts.
+        limit: records in the page.
+    """
+    wanted = max(1, min(limit, _MAX_PAGE))
+    filters = {"dataset": dataset, "author": author, "agreement_digest": agreement_digest}
+    chosen = {name: value for name, value in filters.items() if value is not None}
+    where = " AND ".join(["sequence > ?", *(f"{name} = ?" for name in chosen)])
+    rows = connection.execute(
+        f"SELECT sequence, {_COLUMNS} FROM records WHERE {where} ORDER BY sequence LIMIT ?",
+        (cursor, *chosen.values(), wanted + 1),
+    ).fetchall()
+    page = rows[:wanted]
+    more = len(rows) > wanted
+    return RecordPage(tuple(StoredRecord(*row[1:]) for row in page), page[-1][0] if more else None)
+
+
+def count_records(connection: sqlite3.Connection, *, dataset: str | None = None) -> dict[str, int]:
+    """Return how many records there are of each author, of one dataset or of all."""
+    rows = connection.execute(
+        "SELECT author, count(*) FROM records WHERE dataset = coalesce(?, dataset) GROUP BY author", (dataset,)
+    )
+    return {str(author): int(count) for author, count in rows}
+
+
+def delete_expired(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[StoredRecord]:
+    """Delete at most `limit` (up to 1000) records that may no longer be kept, and return them, to be audited.
+
+    The pages they stood on are overwritten (`PRAGMA secure_delete`).
+    """
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM records WHERE retain_until_ms <= ? ORDER BY retain_until_ms LIMIT ?",
+        (now_ms, min(limit, _MAX_PAGE)),
+    ).fetchall()
+    expired = [StoredRecord(*row) for row in rows]
+    connection.executemany("DELETE FROM records WHERE task_id = ?", [(record.task_id,) for record in expired])
+    return expired

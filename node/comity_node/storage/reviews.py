@@ -1,0 +1,207 @@
+"""The home's side of reviewing: who was asked for a batch, and the votes that came.
+
+Plain functions over a connection, for `Database.transact` and `Database.read`.
+
+Invariants
+  R2  one vote per task, revision and organization: the same one again changes nothing.
+  S9  a second, different vote is kept aside with the first: a portable proof against its signer.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Final
+
+from comity_node.storage.packing import pack, unpack
+
+_MAX_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRow:
+    """A batch in one revision, with one reviewing organization.
+
+    Attributes:
+        batch_id: 16 bytes.
+        revision: of the batch.
+        organization: the reviewer.
+        state: "offered", "held" (it has custody), "voted", "refused" or "expired".
+        offered_ms: when it was first offered.
+        lease_until_ms: until when others need not be asked.
+    """
+
+    batch_id: bytes
+    revision: int
+    organization: str
+    state: str
+    offered_ms: int
+    lease_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoteRow:
+    """One organization's signed review of one task.
+
+    Attributes:
+        task_id: 16 bytes.
+        revision: that was reviewed.
+        organization: that voted.
+        review: the envelope, as received.
+        chain: DER certificates of its signer, leaf first.
+        accept: the vote.
+        score: 0 to 10000.
+        received_ms: when it came.
+    """
+
+    task_id: bytes
+    revision: int
+    organization: str
+    review: bytes
+    chain: tuple[bytes, ...]
+    accept: bool
+    score: int
+    received_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EquivocationRow:
+    """Two different reviews of one task and revision that one organization signed."""
+
+    task_id: bytes
+    revision: int
+    organization: str
+    first_review: bytes
+    second_review: bytes
+    chain: tuple[bytes, ...]
+    received_ms: int
+
+
+class Added(enum.Enum):
+    """What became of something that may be there only once."""
+
+    NEW = "new"
+    SAME = "same"
+    DIFFERENT = "different"
+
+
+_ASSIGNMENT: Final = "batch_id, revision, organization, state, offered_ms, lease_until_ms"
+_VOTE: Final = "task_id, revision, organization, review, chain, accept, score, received_ms"
+_EQUIVOCATION: Final = "task_id, revision, organization, first_review, second_review, chain, received_ms"
+
+
+def put_assignment(connection: sqlite3.Connection, row: AssignmentRow) -> bool:
+    """Store who is asked for a batch; False, and nothing changed, if it was asked before."""
+    changed = connection.execute(
+        f"INSERT INTO assignments ({_ASSIGNMENT}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (row.batch_id, row.revision, row.organization, row.state, row.offered_ms, row.lease_until_ms),
+    )
+    return changed.rowcount == 1
+
+
+def update_assignment(connection: sqlite3.Connection, row: AssignmentRow, *, state: str) -> bool:
+    """Set an assignment's state and lease to those of `row` if it still has `state`; False if it has gone on."""
+    changed = connection.execute(
+        "UPDATE assignments SET state = ?, lease_until_ms = ?"
+        " WHERE batch_id = ? AND revision = ? AND organization = ? AND state = ?",
+        (row.state, row.lease_until_ms, row.batch_id, row.revision, row.organization, state),
+    )
+    return changed.rowcount == 1
+
+
+def list_assignments(connection: sqlite3.Connection, batch_id: bytes, revision: int) -> list[AssignmentRow]:
+    """Return who was asked for a batch (up to 1000), by organization."""
+    rows = connection.execute(
+        f"SELECT {_ASSIGNMENT} FROM assignments WHERE batch_id = ? AND revision = ? ORDER BY organization LIMIT ?",
+        (batch_id, revision, _MAX_PAGE),
+    )
+    return [AssignmentRow(*row) for row in rows]
+
+
+def lapsed_assignments(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[AssignmentRow]:
+    """Return at most `limit` (up to 1000) offered or held assignments whose lease is over, longest over first."""
+    rows = connection.execute(
+        f"SELECT {_ASSIGNMENT} FROM assignments WHERE state IN ('offered', 'held') AND lease_until_ms <= ?"
+        " ORDER BY lease_until_ms LIMIT ?",
+        (now_ms, min(limit, _MAX_PAGE)),
+    )
+    return [AssignmentRow(*row) for row in rows]
+
+
+def count_open_assignments(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return how many batches each organization was offered or holds."""
+    rows = connection.execute(
+        "SELECT organization, count(*) FROM assignments WHERE state IN ('offered', 'held') GROUP BY organization"
+    )
+    return {str(organization): int(count) for organization, count in rows}
+
+
+def add_vote(connection: sqlite3.Connection, vote: VoteRow) -> Added:
+    """Store a vote, once.
+
+    Returns:
+        NEW if it was stored; SAME if this very envelope is there; DIFFERENT if another one of the same organization is
+        there: that one stays, and the first such pair is kept as an equivocation.
+
+    Raises:
+        sqlite3.IntegrityError: there is no such task (`StorageError` out of `Database.transact`).
+    """
+    key = (vote.task_id, vote.revision, vote.organization)
+    stored = connection.execute(
+        "SELECT review FROM votes WHERE task_id = ? AND revision = ? AND organization = ?", key
+    ).fetchone()
+    if stored is None:
+        connection.execute(
+            f"INSERT INTO votes ({_VOTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, vote.review, pack(vote.chain), int(vote.accept), vote.score, vote.received_ms),
+        )
+        return Added.NEW
+    if stored[0] == vote.review:
+        return Added.SAME
+    connection.execute(
+        f"INSERT INTO equivocations ({_EQUIVOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (*key, stored[0], vote.review, pack(vote.chain), vote.received_ms),
+    )
+    return Added.DIFFERENT
+
+
+def list_votes(connection: sqlite3.Connection, task_id: bytes, revision: int) -> list[VoteRow]:
+    """Return the votes on a task's revision (up to 1000), by organization."""
+    rows = connection.execute(
+        f"SELECT {_VOTE} FROM votes WHERE task_id = ? AND revision = ? ORDER BY organization LIMIT ?",
+        (task_id, revision, _MAX_PAGE),
+    )
+    return [_vote(row) for row in rows]
+
+
+def batch_votes(connection: sqlite3.Connection, batch_id: bytes, revision: int) -> dict[bytes, list[VoteRow]]:
+    """Return the votes on all tasks of a batch, by task id, each by organization."""
+    columns = ", ".join(f"votes.{name}" for name in _VOTE.split(", "))
+    rows = connection.execute(
+        f"SELECT {columns} FROM tasks JOIN votes ON votes.task_id = tasks.task_id AND votes.revision = ?"
+        " WHERE tasks.batch_id = ? ORDER BY tasks.ordinal, votes.organization",
+        (revision, batch_id),
+    )
+    votes: dict[bytes, list[VoteRow]] = {}
+    for row in rows:
+        vote = _vote(row)
+        votes.setdefault(vote.task_id, []).append(vote)
+    return votes
+
+
+def list_equivocations(
+    connection: sqlite3.Connection, organization: str | None = None, *, limit: int = _MAX_PAGE
+) -> list[EquivocationRow]:
+    """Return the newest `limit` (up to 1000) equivocations, of one organization or of all, newest first."""
+    rows = connection.execute(
+        f"SELECT {_EQUIVOCATION} FROM equivocations WHERE organization = coalesce(?, organization)"
+        " ORDER BY received_ms DESC, task_id LIMIT ?",
+        (organization, min(limit, _MAX_PAGE)),
+    )
+    return [EquivocationRow(*(*row[:5], unpack(row[5]), row[6])) for row in rows]
+
+
+def _vote(row: tuple[Any, ...]) -> VoteRow:
+    task_id, revision, organization, review, chain, accept, score, received_ms = row
+    return VoteRow(task_id, revision, organization, review, unpack(chain), bool(accept), score, received_ms)

@@ -1,0 +1,158 @@
+"""Freshness, rule by rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from comity.envelope import Header
+from comity.errors import ReplayedMessage, ReplayTableFull, StaleMessage, WrongAudience
+from comity_node.protocol.freshness import Freshness, FreshnessLimits
+
+NOW = 1_750_000_000_000
+LIMITS = FreshnessLimits()
+ALICE, BOB = b"a" * 32, b"b" * 32
+
+
+def header(
+    number: int = 0, *, issued: int = NOW, lifetime: int = 60_000, audience: str = "me", expires: int | None = None
+) -> Header:
+    return Header(audience, number.to_bytes(16, "big"), issued, issued + lifetime if expires is None else expires)
+
+
+@pytest.mark.invariant("S5")
+def test_a_message_is_good_once() -> None:
+    freshness = Freshness("me")
+    freshness.check(ALICE, header(), NOW)
+    for later in (0, 1, 59_999, 90_000):
+        with pytest.raises(ReplayedMessage):
+            freshness.check(ALICE, header(), NOW + later)
+    with pytest.raises(StaleMessage, match="expired 30001 ms ago"):
+        freshness.check(ALICE, header(), NOW + 90_001)
+
+
+@pytest.mark.invariant("S5")
+def test_a_message_is_good_for_one_recipient() -> None:
+    freshness = Freshness("me")
+    with pytest.raises(WrongAudience, match="for you, not for me"):
+        freshness.check(ALICE, header(audience="you"), NOW)
+    assert len(freshness) == 0
+    assert freshness.high_water_ms() == 0
+
+
+def test_ids_are_each_signer_s_own() -> None:
+    freshness = Freshness("me")
+    freshness.check(ALICE, header(), NOW)
+    freshness.check(BOB, header(), NOW)
+    with pytest.raises(ReplayedMessage):
+        freshness.check(BOB, header(), NOW)
+
+
+@pytest.mark.invariant("S5")
+def test_an_id_is_good_once_whatever_else_the_header_says() -> None:
+    freshness = Freshness("me")
+    freshness.check(ALICE, header(), NOW)
+    with pytest.raises(ReplayedMessage):
+        freshness.check(ALICE, header(issued=NOW + 5, lifetime=200_000), NOW)
+
+
+@pytest.mark.invariant("S5")
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (header(lifetime=LIMITS.lifetime_ms + 1), "may be good for"),
+        (header(lifetime=0), "may be good for"),
+        (header(lifetime=-1), "may be good for"),
+        (header(issued=NOW + LIMITS.skew_ms + 1), "from the future"),
+        (header(issued=NOW - 60_000 - LIMITS.skew_ms - 1), "expired 30001 ms ago"),
+    ],
+)
+def test_a_message_is_good_for_a_bounded_time(bad: Header, reason: str) -> None:
+    freshness = Freshness("me")
+    with pytest.raises(StaleMessage, match=reason):
+        freshness.check(ALICE, bad, NOW)
+    assert len(freshness) == 0
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        header(lifetime=LIMITS.lifetime_ms),
+        header(lifetime=1),
+        header(issued=NOW + LIMITS.skew_ms, lifetime=LIMITS.lifetime_ms),
+        header(issued=NOW - 60_000 - LIMITS.skew_ms),
+    ],
+)
+def test_the_bounds_themselves_are_good(good: Header) -> None:
+    Freshness("me").check(ALICE, good, NOW)
+
+
+@pytest.mark.invariant("S7")
+def test_a_full_table_refuses_and_evicts_nothing() -> None:
+    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=3, ids=5))
+    for number in range(3):
+        freshness.check(ALICE, header(number), NOW)
+    with pytest.raises(ReplayTableFull):
+        freshness.check(ALICE, header(3), NOW)
+    for number in range(2):
+        freshness.check(BOB, header(number), NOW)
+    with pytest.raises(ReplayTableFull):
+        freshness.check(BOB, header(2), NOW)
+    with pytest.raises(ReplayTableFull):
+        freshness.check(b"c" * 32, header(), NOW)
+    assert len(freshness) == 5
+    for number in range(3):
+        with pytest.raises(ReplayedMessage):
+            freshness.check(ALICE, header(number), NOW)
+
+
+@pytest.mark.invariant("S7")
+def test_memory_is_given_back_when_messages_expire() -> None:
+    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=10, ids=10))
+    for wave in range(20):
+        now = NOW + wave * 100_000
+        for number in range(10):
+            freshness.check(ALICE, header(number, issued=now), now)
+        assert len(freshness) == 10
+
+
+@pytest.mark.invariant("S5")
+def test_a_clock_that_is_set_back_revives_nothing() -> None:
+    freshness = Freshness("me")
+    freshness.check(ALICE, header(1), NOW)
+    freshness.check(BOB, header(2, issued=NOW + 3_600_000), NOW + 3_600_000)
+    assert len(freshness) == 1, "the first is forgotten"
+    with pytest.raises(StaleMessage, match="set back"):
+        freshness.check(ALICE, header(1), NOW)
+    # What expires after everything that was forgotten is good at once: the pause is no longer than a lifetime.
+    freshness.check(ALICE, header(3, issued=NOW + 1000), NOW + 1000)
+
+
+@pytest.mark.invariant("S5")
+def test_a_restart_revives_nothing() -> None:
+    freshness = Freshness("me")
+    freshness.check(ALICE, header(1), NOW)
+    again = Freshness("me", high_water_ms=freshness.high_water_ms())
+    with pytest.raises(StaleMessage, match="last start"):
+        again.check(ALICE, header(1), NOW + 1)
+    assert again.high_water_ms() == freshness.high_water_ms()
+    later = NOW + LIMITS.mark_step_ms + 1
+    again.check(ALICE, header(2, issued=later), later)
+
+
+@pytest.mark.invariant("S5")
+def test_the_mark_covers_what_was_admitted_and_moves_rarely() -> None:
+    freshness = Freshness("me")
+    marks = set()
+    for step in range(1000):
+        freshness.check(ALICE, header(step, issued=NOW + step * 10), NOW + step * 10)
+        assert freshness.high_water_ms() >= NOW + step * 10
+        marks.add(freshness.high_water_ms())
+    assert len(marks) == 10, "ten seconds of messages are ten writes"
+
+
+def test_the_mark_never_goes_back() -> None:
+    freshness = Freshness("me", high_water_ms=NOW)
+    freshness.check(ALICE, header(1, issued=NOW + 20_000), NOW)
+    mark = freshness.high_water_ms()
+    freshness.check(ALICE, header(2, issued=NOW + 1), NOW)
+    assert freshness.high_water_ms() == mark
