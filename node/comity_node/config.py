@@ -53,14 +53,12 @@ class DatasetConfig:
     Attributes:
         name: as in the policy and in agreements.
         schema: JSON file of the fields that all organizations agreed on.
-        private: Parquet file of the organization's own rows; None if it holds none.
-        models: directory of the ONNX models that its validators use; None if it validates nothing.
+        private: Parquet file of own rows, which synthetic ones must keep away from; None if there are none.
     """
 
     name: str
     schema: Path
     private: Path | None = None
-    models: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +66,14 @@ class LimitsConfig:
     """What peers and workers may cost this node.
 
     Attributes:
-        peers: links that are kept at a time.
-        requests_per_peer: requests of one peer that are served at a time.
-        work_ms: how long one piece of work may stay with a worker, in milliseconds.
+        peers: peers that are known at a time.
+        requests_per_peer: requests of one peer that are worked on at a time; then it is told to come back.
+        workers: workers that are connected at a time.
     """
 
     peers: int = 256
-    requests_per_peer: int = 64
-    work_ms: int = 120_000
+    requests_per_peer: int = 128
+    workers: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ def load(path: Path) -> NodeConfig:
         bootstrap=_multiaddrs(top.optional("bootstrap"), with_peer=True),
         control=_control(top, home),
         datasets=_datasets(top.optional("datasets"), home),
-        limits=_limits(top.section("limits", "peers", "requests_per_peer", "work")),
+        limits=_limits(top.section("limits", "peers", "requests_per_peer", "workers")),
         log=_log(top.section("log", "level", "format")),
     )
 
@@ -215,13 +213,12 @@ def _datasets(node: Node | None, home: Path) -> Mapping[str, DatasetConfig]:
     for name, mark, value in () if node is None or node.is_empty else node.table():
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
             mark.fail(f"{name!r} is no dataset name: lower-case letters, digits, '.', '_' and '-', at most 64")
-        section = value.mapping("schema", "private", "models")
-        private, models = section.optional("private"), section.optional("models")
+        section = value.mapping("schema", "private")
+        private = section.optional("private")
         datasets[name] = DatasetConfig(
             name=name,
             schema=section.required("schema").file_path(home),
             private=None if private is None else private.file_path(home),
-            models=None if models is None else models.file_path(home),
         )
     return MappingProxyType(datasets)
 
@@ -231,7 +228,7 @@ def _limits(section: Section) -> LimitsConfig:
     return LimitsConfig(
         peers=section.integer("peers", default.peers, 1, 10_000),
         requests_per_peer=section.integer("requests_per_peer", default.requests_per_peer, 1, 10_000),
-        work_ms=section.duration_ms("work", default.work_ms, 100, 86_400_000),
+        workers=section.integer("workers", default.workers, 1, 10_000),
     )
 
 

@@ -46,7 +46,7 @@ _INHERITED = ("HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER", "LD_LIBRARY_PATH
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
     # Small models: several processes with one thread each are faster than one with many.
@@ -83,9 +83,9 @@ def app_digest(app: Path) -> str:
         ConfigError: the directory holds no Flower app.
     """
     check_version()
-    from flwr.cli.build import build_fab_from_disk  # noqa: PLC0415  (slow to import)
+    from flwr.cli.build import build_fab_from_disk
 
-    from comity.digest import hex_digest  # noqa: PLC0415
+    from comity.digest import hex_digest
 
     try:
         return hex_digest(build_fab_from_disk(app))
@@ -273,7 +273,11 @@ class FlowerProcesses:
         )
 
     def _environment(self, name: str, extra: Mapping[str, str]) -> dict[str, str]:
-        """Everything that a process of Flower sees: no proxies, no telemetry, its own home, and what is in `extra`."""
+        """Everything that a process of Flower sees: no proxies, no telemetry, its own home, and what is in `extra`.
+
+        PYTHONDONTWRITEBYTECODE is not passed on: each message starts a new interpreter, which would compile Flower
+        and scikit-learn anew, three times the work of the rest of it.
+        """
         home = self._home / name
         home.mkdir(exist_ok=True)
         inherited = {key: os.environ[key] for key in _INHERITED if key in os.environ}
@@ -281,9 +285,6 @@ class FlowerProcesses:
         own = {
             "PATH": path,
             "FLWR_HOME": str(home),
-            # Each message starts a new interpreter: without this it would compile Flower anew where the
-            # installation is read-only.
-            "PYTHONPYCACHEPREFIX": str(self._home / "bytecode"),
             _MARK: self._mark,
         }
         return {**inherited, **_ENVIRONMENT, **own, **extra}
@@ -314,7 +315,7 @@ class FlowerProcesses:
 
     def _run_status(self, run_id: str) -> tuple[str, str, str]:
         """Ask the SuperLink's Control API, here on loopback, how a run is doing: status, sub-status, details."""
-        from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse  # noqa: PLC0415  (slow to import)
+        from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
         request = Request(
             f"http://{_LOOPBACK}:{self._superlink_port}/v1/control/list-runs",

@@ -13,7 +13,7 @@ reads a mapping says which keys it may have; a key that was not named is refused
     top = load(path).mapping("listen", "limits")
     listen = top.required("listen").string()
     limits = top.section("limits", "frames", "idle")          # an absent section is an empty one
-    frames = limits.optional("frames").integer(1, 1024) if "frames" in limits else 64
+    frames = limits.integer("frames", 64, 1, 1024)
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from typing import Any, Protocol, TypeVar
 
 from comity.errors import AgentFailed, ConfigError
 
+__all__ = ["Agent", "Work"]
+
 #: Bytes that an input or a result may have, as JSON.
 MAX_PAYLOAD = 4 * 1024 * 1024
 _MAX_DEPTH = 64

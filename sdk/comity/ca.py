@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 
 from comity.digest import hex_digest
 from comity.errors import ChainInvalid, InvalidName, KeyFileInvalid, SignatureInvalid
@@ -45,8 +46,11 @@ X509_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
+    x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
+    # About a serial number that is not positive, where warnings are errors; elsewhere `load_certificate` refuses it.
+    CryptographyDeprecationWarning,
 )
 
 
@@ -98,7 +102,7 @@ class CaCertificate:
         if len(der) > MAX_CERTIFICATE:
             raise ChainInvalid(f"a certificate of {len(der)} bytes is over the limit of {MAX_CERTIFICATE}")
         try:
-            certificate = x509.load_der_x509_certificate(der)
+            certificate = load_certificate(der)
             return cls._check(certificate, der)
         except X509_ERRORS as error:
             raise ChainInvalid(f"no CA certificate: {error}") from error
@@ -133,6 +137,21 @@ class CaCertificate:
             self.public_key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature as error:
             raise SignatureInvalid(f"the signature of {self.organization} does not verify") from error
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Parse a certificate in its one form.
+
+    The signature's BIT STRING stands outside of what is signed, and DER lets it claim unused bits: refused, so that no
+    byte of a certificate can be changed.
+
+    Raises:
+        ValueError: or another of `X509_ERRORS`: it is no certificate, or not in its one form.
+    """
+    certificate = x509.load_der_x509_certificate(der)
+    if certificate.serial_number <= 0 or not der.endswith(b"\x00" + certificate.signature):
+        raise ValueError("a serial number is positive and a signature has no unused bits")
+    return certificate
 
 
 def read_certificates(pem: bytes) -> tuple[bytes, ...]:
@@ -352,7 +371,7 @@ def _requested_node(request: x509.CertificateSigningRequest) -> SpiffeId:
 def _request_key(request: x509.CertificateSigningRequest) -> Ed25519PublicKey:
     try:
         key = request.public_key()
-        if not isinstance(key, Ed25519PublicKey):
+        if not isinstance(key, Ed25519PublicKey) or request.signature_algorithm_oid != SignatureAlgorithmOID.ED25519:
             raise ChainInvalid("a node's key must be Ed25519")
         # libsodium and not `is_signature_valid`: OpenSSL accepts small-order keys, which anybody can sign for.
         verify(key.public_bytes_raw(), request.signature, request.tbs_certrequest_bytes)

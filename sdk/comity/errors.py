@@ -24,6 +24,7 @@
     │   ├── PeerNotAttested
     │   ├── LinkClosed
     │   ├── DeadlineExceeded
+    │   ├── PeerRefused
     │   └── Busy
     ├── PolicyDenied                 a decision: carries the rules and the reason
     ├── AgreementError               unknown, expired or violated terms
@@ -205,6 +206,16 @@ class DeadlineExceeded(LinkError):
     """The answer did not come in time."""
 
     code = "deadline_exceeded"
+
+
+class PeerRefused(LinkError):
+    """The peer answered with an error of its own: carries that error's code."""
+
+    code = "peer_refused"
+
+    def __init__(self, message: str, *, remote_code: str) -> None:
+        self.remote_code = remote_code
+        super().__init__(message)
 
 
 class Busy(LinkError):

@@ -42,6 +42,7 @@ from comity.ca import (
     CaCertificate,
     OrganizationCa,
     certificate_request,
+    load_certificate,
     read_certificates,
     single_uri,
 )
@@ -245,7 +246,7 @@ def _read_leaf(chain: Sequence[bytes]) -> _Leaf:
     """Read the first certificate of a chain and check that it is a node's; nothing is verified."""
     _check_limits(chain)
     try:
-        certificate = x509.load_der_x509_certificate(chain[0])
+        certificate = load_certificate(chain[0])
         key = certificate.public_key()
         if not isinstance(key, Ed25519PublicKey):
             raise ChainInvalid("a node's key must be Ed25519")

@@ -22,6 +22,12 @@ START = 1_750_000_000_000
 
 Sent = tuple[bytes, Header]
 
+# Around the limits, where the mistakes are, and anywhere.
+lifetimes = st.one_of(st.sampled_from([1, 1000, 5000, 60_000, LIMITS.lifetime_ms]), st.integers(1, LIMITS.lifetime_ms))
+steps = st.one_of(
+    st.sampled_from([1, 1000, LIMITS.skew_ms, 31_001, 91_001, 400_000]), st.integers(1, 5000), st.integers(1, 10**8)
+)
+
 
 class Machine(RuleBasedStateMachine):
     """A node, its clock and its disk; and everything that was ever sent to it."""
@@ -73,10 +79,10 @@ class Machine(RuleBasedStateMachine):
         )
         assert fits or not admitted, "admitted out of its time"
 
-    @rule(signer=st.sampled_from(SIGNERS), offset=st.integers(-29_000, 29_000), lifetime=st.integers(60_000, 300_000))
-    def send_fresh(self, signer: bytes, offset: int, lifetime: int) -> None:
+    @rule(signer=st.sampled_from(SIGNERS), lifetime=lifetimes, ahead=st.integers(0, 30_000), late=st.booleans())
+    def send_fresh(self, signer: bytes, lifetime: int, ahead: int, late: bool) -> None:
         """What is new and in time is admitted, unless the table is full, the node restarted, or its clock went back."""
-        issued = self.now + offset
+        issued = self.now - lifetime - LIMITS.skew_ms + ahead if late else self.now + LIMITS.skew_ms - ahead
         header = Header(ME, len(self.sent).to_bytes(16, "big"), issued, issued + lifetime)
         self.sent.append((signer, header))
         clock_ran_on = self.now == self.latest
@@ -107,12 +113,23 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(WrongAudience):
             self.node.check(signer, Header("other", header.id, header.issued_ms, header.expires_ms), self.now)
 
-    @rule(step=st.one_of(st.integers(0, 5000), st.integers(0, 120_000), st.integers(0, 10**8)))
+    @precondition(lambda self: self.acted)
+    @rule(data=st.data(), past=st.integers(0, 3000), signer=st.sampled_from(SIGNERS))
+    def replay_after_a_jump_of_the_clock(self, data: st.DataObject, past: int, signer: bytes) -> None:
+        """The clock goes past a message's time, the node sweeps its table, and the clock comes back."""
+        old = data.draw(st.sampled_from(sorted(self.acted, key=lambda one: one[1].id)))
+        before = self.now
+        self.clock_runs(max(0, old[1].expires_ms + LIMITS.skew_ms + past - self.now))
+        self.send_fresh(signer, 1000, 0, late=False)
+        self.now = before
+        self.deliver(old, crash=False)
+
+    @rule(step=steps)
     def clock_runs(self, step: int) -> None:
         self.now += step
         self.latest = max(self.latest, self.now)
 
-    @rule(step=st.one_of(st.integers(1, 5000), st.integers(1, 400_000), st.integers(1, 10**8)))
+    @rule(step=steps)
     def clock_is_set_back(self, step: int) -> None:
         self.now -= step
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from comity_node.cli import app, main
+from comity_node.cli import app
 
 DAY_MS = 86_400_000
 
@@ -32,13 +32,8 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str | Path) -> Outcome:
-        code = main([str(each) for each in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+def cli(cli: Callable[..., tuple[int, str, str]]) -> Cli:
+    return lambda *arguments: Outcome(*cli(*arguments))
 
 
 def ok(outcome: Outcome) -> Outcome:

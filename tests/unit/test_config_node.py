@@ -26,9 +26,9 @@ bootstrap:
   - /ip4/10.0.0.1/tcp/4101/p2p/{PEER}
 control: {{address: "unix:run/c.sock"}}
 datasets:
-  tumours: {{schema: schemas/t.json, private: data/t.parquet, models: models/t}}
+  tumours: {{schema: schemas/t.json, private: data/t.parquet}}
   only-review: {{schema: schemas/t.json}}
-limits: {{peers: 8, work: 500ms}}
+limits: {{peers: 8, workers: 4}}
 log: {{level: debug, format: json}}
 """
 
@@ -51,7 +51,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert loaded.control == config.ControlConfig(f"unix:{tmp_path}/run/c.sock")
     assert loaded.datasets["tumours"].private == tmp_path / "data/t.parquet"
     assert loaded.datasets["only-review"].private is None
-    assert loaded.limits == config.LimitsConfig(peers=8, work_ms=500)
+    assert loaded.limits == config.LimitsConfig(peers=8, workers=4)
     assert loaded.log == config.LogConfig("debug", "json")
 
 
@@ -61,7 +61,7 @@ def test_what_init_writes_is_valid_and_says_the_defaults(tmp_path: Path) -> None
     minimal = 'version: 1\norganization: mercy.example\nnode: n1\nlisten: ["/ip4/0.0.0.0/tcp/4101"]\n'
     assert loaded == config.load(write(tmp_path, minimal))
     uncommented = text.replace("# limits:", "limits:").replace("# datasets:", "datasets:").replace("# paths:", "paths:")
-    for key in ("key", "chain", "bundle", "policy", "database", "tumour-features", "  schema", "  private", "  models"):
+    for key in ("key", "chain", "bundle", "policy", "database", "tumour-features", "  schema", "  private"):
         uncommented = uncommented.replace(f"#   {key}: ", f"    {key}: ").replace(f"#   {key}:\n", f"    {key}:\n")
     assert set(config.load(write(tmp_path, uncommented)).datasets) == {"tumour-features"}
 
@@ -91,7 +91,7 @@ def test_names_that_yaml_could_take_for_something_else(tmp_path: Path, name: str
         ("{schema: schemas/t.json}", "{}", "11:16", '"schema" is missing'),
         ("peers: 8", "peers: no", "12:17", "a whole number"),
         ("peers: 8", "peer: 8", "12:10", 'did you mean "peers"'),
-        ("work: 500ms", "work: 5", "12:26", "a duration"),
+        ("workers: 4", "workers: 0", "12:29", "must be from 1"),
         ("level: debug", "level: loud", "13:14", "unknown log level"),
         ("listen: [", "listen: [[", "", "node.yaml:"),
     ],

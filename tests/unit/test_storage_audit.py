@@ -222,6 +222,12 @@ def test_changed_bookkeeping_is_found(path: Path, change: str) -> None:
     broken(path)
 
 
+def test_checkpoints_of_two_logs_are_found(path: Path) -> None:
+    other = NoteSigner("mercy.example/node/n2", KEY.public_key, KEY.sign)
+    tamper(path, lambda connection: audit.checkpoint(connection, other, 1))
+    assert "several logs" in str(broken(path))
+
+
 def test_a_checkpoint_verifies_as_a_note_and_is_made_once(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         first = audit.checkpoint(connection, SIGNER, 5)

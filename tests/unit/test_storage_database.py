@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,62 @@ def test_a_cancelled_writer_drains_what_is_shielded(tmp_path: Path) -> None:
 
     trio.run(main)
     assert stored_keys(tmp_path / "node.db") == ["last words"]
+
+
+@pytest.mark.invariant("R5")
+def test_a_cancelled_block_has_its_last_words(tmp_path: Path) -> None:
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with open_database(tmp_path / "node.db") as database:
+                try:
+                    await database.transact(put("first"))
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await database.transact(put("last words"))
+        assert scope.cancelled_caught
+
+    trio.run(main)
+    assert stored_keys(tmp_path / "node.db") == ["first", "last words"]
+
+
+def test_an_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_database(tmp_path / "node.db") as database:
+            await database.transact(put("a"))
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        trio.run(main)
+    assert stored_keys(tmp_path / "node.db") == ["a"]
+
+
+@pytest.mark.invariant("R5")
+def test_a_call_that_races_with_the_end_is_done_or_refused(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    async def main(path: Path) -> None:
+        database = Database.open(path, offload=inline)
+
+        async def call(key: str) -> None:
+            with trio.CancelScope(shield=True), trio.fail_after(5), suppress(StorageError):
+                done.append(await database.transact(put(key)))
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(database.run)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(call, "a")
+            nursery.start_soon(call, "b")
+            await trio.lowlevel.checkpoint()
+            # Both calls and the cancelled writer wake in one step, in an order that trio makes up.
+            nursery.cancel_scope.cancel()
+
+    for number in range(30):
+        done.clear()
+        path = tmp_path / f"{number}.db"
+        trio.run(main, path)
+        assert stored_keys(path) == sorted(done)
 
 
 def test_a_full_disk_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> None:

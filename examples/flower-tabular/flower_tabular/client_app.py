@@ -1,4 +1,4 @@
-"""The member's side. Environment: COMITY_CONTROL, COMITY_FLOWER_SERVER, TABULAR_ROWS and TABULAR_SCALE."""
+"""The member's side. Environment: COMITY_CONTROL, COMITY_FLOWER_SERVER, TABULAR_ROWS and TABULAR_SCHEMA."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from comity.client import Client
 from comity.flower.client import CERTIFIED_EXAMPLES, PRIVATE_EXAMPLES, comity_mod
 from comity.flower.data import Scale
 from comity.flower.manifest import array_record
@@ -18,16 +19,18 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train on own rows and, if the run says so, on certified rows of others."""
     config = context.run_config
-    scale = Scale.load(task.environment_path("TABULAR_SCALE"))
-    rows, labels = task.read_rows(task.environment_path("TABULAR_ROWS"), scale)
+    layout = task.Layout.load(task.environment_path("TABULAR_SCHEMA"))
+    rows, labels = task.read_rows(task.environment_path("TABULAR_ROWS"), layout)
     private, certified = len(labels), 0
     if config["certified"]:
-        more_rows, more_labels = task.certified_rows(str(config["dataset"]), str(config["agreement"]), scale)
-        rows, labels = np.concatenate([rows, more_rows]), np.concatenate([labels, more_labels])
-        certified = len(more_labels)
+        with Client() as node:
+            more = task.certified_rows(node, str(config["dataset"]), str(config["agreement"]), layout)
+        rows, labels = np.concatenate([rows, more[0]]), np.concatenate([labels, more[1]])
+        certified = len(more[1])
+    scale = Scale.from_config(layout.fields, layout.label, message.content["config"])
     model = task.fit(
         {name: array.numpy() for name, array in message.content["arrays"].items()},
-        rows,
+        scale.apply(rows),
         labels,
         iterations=int(config["local-iterations"]),
         inverse_regularization=float(config["inverse-regularization"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,33 @@ from comity.flower.validation import COEFFICIENTS, INTERCEPT
 Arrays = dict[str, npt.NDArray[Any]]
 Rows = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+
+#: With fewer certified records than this, the constants come from the schema's declared ranges.
+_ENOUGH_ROWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of a data set, in order, with their declared ranges, and the column with the class (0 or 1)."""
+
+    ranges: Mapping[str, tuple[float, float]]
+    label: str
+
+    @classmethod
+    def load(cls, path: Path) -> Layout:
+        """Read the data set's published schema."""
+        try:
+            schema = json.loads(path.read_bytes())
+            label = str(schema["label"])
+            fields = {name: (float(spec["min"]), float(spec["max"])) for name, spec in schema["fields"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"no schema: {error!r}", file=str(path)) from error
+        return cls({name: bounds for name, bounds in fields.items() if name != label}, label)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns without the class."""
+        return tuple(self.ranges)
 
 
 def initial_model(width: int) -> Arrays:
@@ -47,23 +76,28 @@ def fit(
     return {COEFFICIENTS: regression.coef_[0].copy(), INTERCEPT: regression.intercept_.copy()}
 
 
-def read_rows(path: Path, scale: Scale) -> tuple[Rows, Labels]:
-    """Read a Parquet or CSV file; return standardized rows (n, d) and labels (n,)."""
+def read_rows(path: Path, layout: Layout) -> tuple[Rows, Labels]:
+    """Read a Parquet or CSV file; return rows (n, d) as they are and labels (n,)."""
     table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
-    missing = {*scale.fields, scale.label} - set(table.column_names)
+    missing = {*layout.fields, layout.label} - set(table.column_names)
     if missing:
         raise ConfigError(f"the columns {sorted(missing)} are missing", file=str(path))
-    columns = [table.column(name).to_numpy().astype(np.float64) for name in scale.fields]
-    return scale.apply(np.column_stack(columns)), table.column(scale.label).to_numpy().astype(np.int64)
+    columns = [table.column(name).to_numpy().astype(np.float64) for name in layout.fields]
+    return np.column_stack(columns), table.column(layout.label).to_numpy().astype(np.int64)
 
 
-def certified_rows(dataset: str, agreement: str, scale: Scale) -> tuple[Rows, Labels]:
-    """Ask the node for the certified records of other organizations; return them like `read_rows`."""
-    with Client() as node:
-        own = node.status().organization
-        found = [record.fields for record in node.records(dataset=dataset, agreement=agreement) if record.author != own]
-    rows, labels = records_to_arrays(found, scale.fields, scale.label)
-    return scale.apply(rows), labels
+def certified_rows(node: Client, dataset: str, agreement: str, layout: Layout) -> tuple[Rows, Labels]:
+    """Ask a node for the certified records of other organizations; return them like `read_rows`."""
+    own = node.status().organization
+    found = [one.fields for one in node.records(dataset=dataset, agreement=agreement) if one.author != own]
+    return records_to_arrays(found, layout.fields, layout.label)
+
+
+def shared_scale(rows: Rows, layout: Layout) -> Scale:
+    """Return the constants for everybody, from certified rows if there are enough of them."""
+    if len(rows) < _ENOUGH_ROWS:
+        return Scale.of_ranges(layout.ranges, layout.label)
+    return Scale.of_rows(layout.fields, layout.label, rows)
 
 
 def environment_path(name: str) -> Path:

@@ -16,7 +16,18 @@ from typing import NoReturn
 
 import comity
 from comity.errors import ComityError
-from comity_node.cli import audit, certificates, consortium, doctor, initialize, network, policy, records, workflow
+from comity_node.cli import (
+    audit,
+    certificates,
+    consortium,
+    demo,
+    doctor,
+    initialize,
+    network,
+    policy,
+    records,
+    workflow,
+)
 from comity_node.cli.commands import Command, add_common
 from comity_node.cli.context import HOME_VARIABLE, Context, UsageError, printable
 
@@ -32,6 +43,7 @@ _COMMANDS: tuple[Command, ...] = (
     policy.COMMAND,
     audit.COMMAND,
     doctor.COMMAND,
+    demo.COMMAND,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -47,6 +48,17 @@ def extra(name: str) -> Iterator[None]:
         if package in ("", "comity", "comity_node"):
             raise
         raise MissingExtra(name, package) from error
+
+
+def require(name: str, packages: Sequence[str]) -> None:
+    """Ask for an extra before the work begins.
+
+    Raises:
+        MissingExtra: one of its packages (top-level module names) is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(name, package)
 
 
 @dataclass(frozen=True, slots=True)

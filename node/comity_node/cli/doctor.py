@@ -129,12 +129,12 @@ def _policy(_: Context, config: NodeConfig) -> Iterator[Finding]:
 
 def _datasets(_: Context, config: NodeConfig) -> Iterator[Finding]:
     for dataset in config.datasets.values():
-        wanted = (dataset.schema, dataset.private, dataset.models)
+        wanted = (dataset.schema, dataset.private)
         missing = [str(path) for path in wanted if path is not None and not path.exists()]
         if missing:
             yield Finding(f"dataset {dataset.name}", "error", f"{', '.join(missing)} not there")
         else:
-            yield Finding(f"dataset {dataset.name}", "ok", "schema, rows and models are where node.yaml says")
+            yield Finding(f"dataset {dataset.name}", "ok", "its files are where node.yaml says")
 
 
 def _disk(_: Context, config: NodeConfig) -> Iterator[Finding]:

@@ -44,10 +44,9 @@ control:
 # datasets:
 #   tumour-features:
 #     schema: schemas/tumour.json     # the fields that all organizations agreed on
-#     private: data/tumour.parquet    # rows that never leave
-#     models: models/tumour           # ONNX models that review what others produce
+#     private: data/tumour.parquet    # rows that never leave, and that synthetic rows must keep away from
 
-# limits: {{peers: 256, requests_per_peer: 64, work: 2m}}
+# limits: {{peers: 256, requests_per_peer: 128, workers: 256}}
 log: {{level: info, format: text}}
 """
 

@@ -85,7 +85,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, object]:
     value = as_json(read_bytes(arguments.request, "the request", limit=_MAX_REQUEST), str(arguments.request))
     if not isinstance(value, dict):
         raise UsageError(f"{arguments.request} is no JSON object")
-    return value
+    return {name: part for name, part in value.items() if part not in ("", [], {})}  # as `explain --json` writes them
 
 
 def _checked(request: dict[str, object]) -> Request:

@@ -194,11 +194,13 @@ class Bridge:
         self._in_flight: set[_Call[Any]] = set()
         # trio's
         self._calls: trio.Nursery | None = None
-        self._unary = 0
+        self._running: set[_Call[Any]] = set()
+        self._cancelling = False
         self._idle = trio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._halt: asyncio.Event
         self._thread_ended = trio.Event()
+        self._abandoned = False
         self._thread_error: BaseException | None = None
 
     # ---- trio's side
@@ -220,6 +222,8 @@ class Bridge:
                 task_status.started()
                 await self._thread_ended.wait()
                 nursery.cancel_scope.cancel()
+            if not self._abandoned:
+                thread.join(1.0)  # its last act was to tell us: no wait worth the name
             if self._thread_error is not None:
                 raise self._thread_error
 
@@ -254,28 +258,32 @@ class Bridge:
         """
         self._refusing = True
         with trio.move_on_after(timeout_s):
-            while self._unary:
+            while any(call.unary for call in self._running):
                 self._idle = trio.Event()
                 await self._idle.wait()
-        if self._calls is not None:
-            self._calls.cancel_scope.cancel()
+        self._cancelling = True
+        for call in self._running:
+            self._cancel(call)
 
     async def stop(self) -> None:
         """End the thread and with it `run`. Everything that still waits in asyncio is cancelled."""
-        self._refusing = True
+        self._refusing = self._cancelling = True
         self.to_asyncio.put(self._halt.set)
         with trio.move_on_after(self._stop_s):
             await self._thread_ended.wait()
-        self._thread_ended.set()  # a thread that hangs in gRPC is a daemon: it does not keep the process
+            return
+        # A thread that hangs in gRPC is a daemon: it does not keep the process.
+        self._abandoned = True
+        self._thread_ended.set()
 
     def _start(self, call: _Call[T]) -> None:
-        if self._calls is None or self._calls.cancel_scope.cancel_called or self._thread_ended.is_set():
+        if self._calls is None or self._cancelling:
             self.to_asyncio.put(self._finish, call, None, NodeStopping("the node is stopping"))
             return
         call.scope = trio.CancelScope()
         if call.cancelled:
             call.scope.cancel()
-        self._unary += call.unary
+        self._running.add(call)
         self._calls.start_soon(self._perform, call, call.scope)
 
     def _cancel(self, call: _Call[T]) -> None:
@@ -292,14 +300,13 @@ class Bridge:
                     scope.deadline = trio.current_time() + call.timeout_s
                 value = await call.run()
                 error = None
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and not self._cancelling:
                 error = DeadlineExceeded("the call's deadline passed before it was done")
         except Exception as raised:  # noqa: BLE001  carried to whoever called; the other calls go on
             error = raised
         finally:
-            self._unary -= call.unary
-            if not self._unary:
-                self._idle.set()
+            self._running.discard(call)
+            self._idle.set()
             self.to_asyncio.put(self._finish, call, value, error)
 
     # ---- asyncio's side

@@ -66,7 +66,7 @@ def status_of(error: Exception, method: str) -> Status:
             f"the node failed ({type(inner).__name__}); its log has the details",
             (("comity-code", "internal"),),
         )
-    code = next((_CODES[base] for base in type(inner).__mro__ if base in _CODES), grpc.StatusCode.UNKNOWN)
+    code = code_of(type(inner))
     metadata: list[tuple[str, str | bytes]] = [("comity-code", inner.code)]
     if inner.advice:
         metadata.append(("comity-advice-bin", _cut(inner.advice).encode()))
@@ -75,6 +75,11 @@ def status_of(error: Exception, method: str) -> Status:
     if isinstance(inner, errors.Busy):
         metadata.append(("comity-retry-after-ms", str(inner.retry_after_ms)))
     return Status(code, _cut(str(inner) or type(inner).__name__), tuple(metadata))
+
+
+def code_of(kind: type[ComityError]) -> grpc.StatusCode:
+    """Return the gRPC code for errors of this class."""
+    return next((_CODES[base] for base in kind.__mro__ if base in _CODES), grpc.StatusCode.UNKNOWN)
 
 
 def sole(error: BaseException) -> BaseException:

@@ -172,7 +172,12 @@ class WorkerPool:
             AgentFailed: the agent raised, returned what is not JSON or too much of it, or took too long; or the
                 payload is not JSON or too large.
         """
-        job = _Job(next(self._ids), skill, encode(payload, self._limits.payload, f"skill {skill!r}: the input"), trio.current_time() + deadline_s)
+        job = _Job(
+            next(self._ids),
+            skill,
+            encode(payload, self._limits.payload, f"skill {skill!r}: the input"),
+            trio.current_time() + deadline_s,
+        )
         self._counts["worker_calls"] += 1
         try:
             with trio.move_on_at(job.deadline):

@@ -76,9 +76,8 @@ def _fit(rows: Mapping[int, Matrix]) -> dict[int, _ClassCopula]:
         weight = len(own) / (len(own) + _POOLED_ROWS)
         correlation = weight * _correlation(own) + (1.0 - weight) * pooled
         shrunk: Matrix = (1.0 - _SHRINKAGE) * correlation + _SHRINKAGE * np.eye(correlation.shape[0])
-        fitted[label] = _ClassCopula(
-            np.sort(rows[label], axis=0), np.asarray(np.linalg.cholesky(shrunk), dtype=np.float64)
-        )
+        factor: Matrix = np.linalg.cholesky(shrunk)
+        fitted[label] = _ClassCopula(np.sort(rows[label], axis=0), factor)
     return fitted
 
 

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from comity_node.policy.obligations import Obligations, Onward, Rate, ReviewTerms, is_under
 
 __all__ = [
-    "ACTIONS", "CLASSIFICATIONS", "FIELD_TYPES", "KINDS", "LABELS", "REQUIRED", "RESERVED", "Condition", "Dataset",
-    "Decision", "Direction", "Effect", "Field", "FlagCondition", "Label", "Mismatch", "NearMiss", "NumberCondition",
-    "Obligations", "Onward", "PolicyDocument", "Rate", "Request", "ReviewTerms", "Rule", "TextCondition",
+    "ACTIONS", "CLASSIFICATIONS", "FIELD_TYPES", "INCOMPLETE", "KINDS", "LABELS", "PERSONAL", "REQUIRED", "RESERVED",
+    "UNKNOWN_ACTION", "UNKNOWN_FIELD", "Condition", "Dataset", "Decision", "Direction", "Effect", "Field",
+    "FlagCondition", "Label", "LabelValue", "Mismatch", "NearMiss", "NumberCondition", "Obligations", "Onward",
+    "PolicyDocument", "Rate", "Request", "ReviewTerms", "Rule", "TextCondition", "overlaps",
 ]  # fmt: skip
 
 LabelValue = int | float | str | bool

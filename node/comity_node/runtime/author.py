@@ -33,6 +33,7 @@ from comity_node.runtime.certify import REVIEWER, Certifier, learn
 from comity_node.runtime.messenger import Handler, Messenger, accepted
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.router import Candidate, Router
+from comity_node.runtime.score import mean
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database
@@ -463,11 +464,6 @@ class Author:
     def _poke(self, batch: bytes) -> None:
         if (event := self._news.get(batch)) is not None:
             event.set()
-
-
-def mean(agreed: float, disagreed: float) -> float:
-    """Return the mean of the Beta posterior over a uniform prior (Jøsang and Ismail, 2002)."""
-    return (agreed + 1.0) / (agreed + disagreed + 2.0)
 
 
 def _set_assignment(

@@ -7,6 +7,7 @@ signed like any other: the peer learns the code, the reason and the rules, and t
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -56,10 +57,15 @@ class Messenger:
         self._gate = gate
         self._peers = peers
         self._handlers: dict[str, Handler] = {}
+        self._counts: Counter[str] = Counter()
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Serve these kinds of messages, too."""
         self._handlers.update(handlers)
+
+    def counters(self) -> dict[str, int]:
+        """Return how many messages came in, by kind, and how many were refused, by code."""
+        return dict(self._counts)
 
     def peer(self, organization: str) -> Attested | None:
         """Return the linked node of `organization`, if there is one."""
@@ -94,8 +100,16 @@ class Messenger:
             EnvelopeError: the message was refused before its body was read.
             SignatureInvalid: the signature does not verify.
         """
-        message = await self._gate.open(attested, payload, self._handlers)
+        try:
+            message = await self._gate.open(attested, payload, self._handlers)
+        except ComityError as error:
+            self._counts[f"refused.{error.code}"] += 1
+            log.warning("refused a message of %s unread: %s", attested.organization, error)
+            raise
+        self._counts[f"received.{message.kind}"] += 1
         receipt = await self._handle(attested, message.kind, message.body)
+        if receipt.status == Receipt.STATUS_REFUSED:
+            self._counts[f"refused.{receipt.code}"] += 1
         return self._gate.seal(
             RECEIPT,
             receipt.SerializeToString(),

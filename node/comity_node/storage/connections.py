@@ -50,7 +50,6 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
     try:
         connection = _connect_uri(path, "mode=ro")
         try:
-            connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
             schema.check_version(connection, path.name)
         except sqlite3.OperationalError as error:

@@ -296,19 +296,34 @@ class Database:
 
 @asynccontextmanager
 async def open_database(path: Path, **options: Any) -> AsyncGenerator[Database]:  # noqa: ANN401  (those of open)
-    """Open a database with its writer running, for commands and tests; at the end drain and close it.
+    """Open a database with its writer running; when the block ends, drain and close it.
+
+    A cancellation from outside does not reach the writer: the block itself may still, shielded, write its last words.
 
     Args:
         path: the file.
         options: those of `Database.open`.
+
+    Raises:
+        StorageError: as `Database.open`.
     """
     database = Database.open(path, **options)
+
+    async def run() -> None:
+        with trio.CancelScope(shield=True):
+            await database.run()
+
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(database.run)
+        nursery.start_soon(run)
         try:
             yield database
+        except Exception as error:  # noqa: BLE001  (raised below, where the nursery does not wrap it in a group)
+            failure = error
         finally:
             database.close()
+    if failure is not None:
+        raise failure
 
 
 def _fail(batch: list[_Job[Any]], error: StorageError) -> None:

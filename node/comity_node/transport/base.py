@@ -48,7 +48,7 @@ class ByteStream(Protocol):
         ...
 
     def reset(self) -> None:
-        """Tear the stream down at once, both ways."""
+        """Tear the stream down at once, both ways; no effect on one that is closed."""
         ...
 
 
@@ -92,5 +92,5 @@ class Transport(Protocol):
         ...
 
     async def disconnect(self, peer_id: str) -> None:
-        """Cut every connection to the peer."""
+        """Cut every connection to the peer; what was sent before has a second to leave."""
         ...

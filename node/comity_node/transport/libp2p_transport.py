@@ -154,11 +154,14 @@ class Libp2pTransport:
             self._confirmed.add(peer_id)
 
     async def disconnect(self, peer_id: str) -> None:
-        """See `Transport.disconnect`; what was sent before has a second to leave."""
+        """See `Transport.disconnect`; returns when the connections are gone."""
         self._confirmed.discard(peer_id)
-        for connection in self._connections.get(peer_id, []):
+        connections = list(self._connections.get(peer_id, []))
+        for connection in connections:
             connection.close("the peer was disconnected")
         await trio.lowlevel.checkpoint()
+        for connection in connections:
+            await connection.closed.wait()
 
     # Connections that come.
 

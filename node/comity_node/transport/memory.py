@@ -6,18 +6,20 @@ other without telling them, as a network does; `kill` breaks their streams.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
-from comity.errors import LinkClosed, PeerUnreachable
+from comity.errors import ComityError, LinkClosed, PeerUnreachable
 from comity_node.transport.base import ByteStream, StreamHandler
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
+_log = logging.getLogger("comity.transport")
 _PIPE_BYTES = 64 * 1024
 
 
@@ -29,6 +31,8 @@ class _Pipe:
     ended: bool = False
     broken: bool = False
     blocked: bool = False
+    #: Nobody reads any more: what is sent is lost.
+    unread: bool = False
     lot: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
 
@@ -38,6 +42,7 @@ class MemoryStream:
     def __init__(self, remote_peer: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self._remote_peer = remote_peer
         self._in, self._out = incoming, outgoing
+        self._closed = False
 
     @property
     def remote_peer(self) -> str:
@@ -50,7 +55,7 @@ class MemoryStream:
         await trio.lowlevel.checkpoint()
         while pipe.blocked or not (pipe.data or pipe.ended or pipe.broken):
             await pipe.lot.park()
-        if pipe.broken:
+        if self._closed or (pipe.broken and not pipe.data):
             raise LinkClosed("the stream was reset")
         data = bytes(pipe.data[:max_bytes])
         del pipe.data[:max_bytes]
@@ -65,6 +70,8 @@ class MemoryStream:
         while view:
             if pipe.broken or pipe.ended:
                 raise LinkClosed("the stream was reset" if pipe.broken else "this side of the stream is ended")
+            if pipe.unread:
+                return
             room = 0 if pipe.blocked else _PIPE_BYTES - len(pipe.data)
             if room <= 0:
                 await pipe.lot.park()
@@ -80,11 +87,16 @@ class MemoryStream:
 
     async def aclose(self) -> None:
         """See `ByteStream.aclose`."""
+        self._closed = True
         self._end()
+        self._in.unread = True
+        self._in.lot.unpark_all()
         await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
-        """See `ByteStream.reset`."""
+        """See `ByteStream.reset`; no effect on a stream that is closed."""
+        if self._closed:
+            return
         for pipe in (self._in, self._out):
             pipe.broken = True
             pipe.lot.unpark_all()
@@ -213,7 +225,15 @@ class MemoryTransport:
         handler = self._handlers.get(protocol)
         if handler is None or self._nursery is None:
             raise PeerUnreachable(f"{self._peer_id} does not speak {protocol}")
-        self._nursery.start_soon(handler, stream)
+        self._nursery.start_soon(self._serve, handler, stream)
+
+    async def _serve(self, handler: StreamHandler, stream: MemoryStream) -> None:
+        try:
+            await handler(stream)
+        except ComityError as error:
+            _log.debug("a stream of %s failed: %s", stream.remote_peer, error)
+        finally:
+            stream.reset()
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         """See `Transport.serve`."""

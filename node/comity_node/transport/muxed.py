@@ -166,6 +166,8 @@ class MuxedConnection:
         self.remote_peer = remote_peer
         #: Senders that wait until less is waiting to be written.
         self.room = trio.lowlevel.ParkingLot()
+        #: Set when `run` has ended.
+        self.closed = trio.Event()
         self._channel = channel
         self._mux = Yamux(initiator=initiator, limits=limits)
         self._on_stream: Callable[[MuxedStream], None] = MuxedStream.reset
@@ -210,6 +212,7 @@ class MuxedConnection:
             self.room.unpark_all()
             with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await self._channel.close()
+            self.closed.set()
 
     def open(self) -> MuxedStream:
         """Open a stream.

@@ -1,16 +1,15 @@
 """Certified records as arrays that a model can be trained on.
 
-Members standardize with constants that all of them know beforehand (a `Scale` in the workflow's or the run's
-configuration): the mean of anybody's private rows would leave with every coefficient.
+Members standardize with constants that all of them share, and that say nothing about anybody's private rows: they
+come from the certified records, which were released and reviewed already, or from declared ranges. The server
+computes them and sends them with each round.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Agreed constants: a value x of field i becomes (x - center[i]) / scale[i].
+    """Shared constants: a value x of field i becomes (x - center[i]) / scale[i].
 
     The fields are in the order of a row's columns; `label` names the field with the class, 0 or 1.
     """
@@ -47,46 +46,44 @@ class Scale:
         standardized: Matrix = (np.asarray(rows, dtype=np.float64) - np.array(self.center)) / np.array(self.scale)
         return standardized
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the constants as JSON."""
-        return {
-            "fields": list(self.fields),
-            "label": self.label,
-            "center": list(self.center),
-            "scale": list(self.scale),
-        }
-
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], *, file: str = "") -> Scale:
-        """Read what `to_json` returned.
+    def of_rows(cls, fields: Sequence[str], label: str, rows: npt.NDArray[Any]) -> Scale:
+        """Return the mean and the standard deviation of rows that everybody may know, shape (n, d) with n > 1.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: there are too few rows.
         """
-        try:
-            return cls(
-                fields=tuple(str(name) for name in value["fields"]),
-                label=str(value["label"]),
-                center=tuple(float(number) for number in value["center"]),
-                scale=tuple(float(number) for number in value["scale"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"not a scale (fields, label, center, scale): {error}", file=file) from error
+        if len(rows) < 2:
+            raise ConfigError("a scale needs at least two rows")
+        center = np.mean(rows, axis=0)
+        spread = np.std(rows, axis=0)
+        # A field that is the same in all rows tells nothing; it must not become infinite in somebody's other rows.
+        spread = np.where(spread > 0, spread, np.maximum(np.abs(center), 1.0))
+        return cls(tuple(fields), label, tuple(map(float, center)), tuple(map(float, spread)))
 
     @classmethod
-    def load(cls, path: Path) -> Scale:
-        """Read a JSON file.
+    def of_ranges(cls, ranges: Mapping[str, tuple[float, float]], label: str) -> Scale:
+        """Return constants that put declared ranges (field to minimum and maximum) to -3..3."""
+        center = tuple((low + high) / 2 for low, high in ranges.values())
+        return cls(tuple(ranges), label, center, tuple((high - low) / 6 for low, high in ranges.values()))
+
+    def to_config(self) -> dict[str, list[float]]:
+        """Return the constants for a configuration record of a train message."""
+        return {"center": list(self.center), "scale": list(self.scale)}
+
+    @classmethod
+    def from_config(cls, fields: Sequence[str], label: str, config: Mapping[str, Any]) -> Scale:
+        """Read what `to_config` returned; fields and label are the member's own knowledge.
 
         Raises:
-            ConfigError: the file is missing or holds no scale.
+            ConfigError: the constants are missing or do not fit.
         """
-        try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the scale: {error}", file=str(path)) from error
-        if not isinstance(value, dict):
-            raise ConfigError("a scale is a JSON object", file=str(path))
-        return cls.from_json(value, file=str(path))
+        center, scale = config.get("center"), config.get("scale")
+        if not isinstance(center, list) or not isinstance(scale, list):
+            raise ConfigError("the train message holds no constants (center, scale)")
+        if not all(isinstance(number, float | int) for number in (*center, *scale)):
+            raise ConfigError("the constants of a train message are not numbers")
+        return cls(tuple(fields), label, tuple(map(float, center)), tuple(map(float, scale)))
 
 
 def records_to_arrays(records: Iterable[Mapping[str, Any]], fields: Sequence[str], label: str) -> tuple[Matrix, Labels]:

@@ -1,0 +1,213 @@
+"""Mutual attestation: who is at the other end of a stream, before anything else is read from it.
+
+A Hello is judged in these steps, the cheap ones first; the first that fails refuses it:
+
+1. the version of the protocol;
+2. the consortium, the epoch of the trust bundle and its digest are ours;
+3. the chain verifies against the bundle, now;
+4. the chain's leaf holds the key that the transport has proved, and that key is not our own;
+5. the addresses are few and well formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from comity.errors import Busy, ComityError, ConfigError, PeerNotAttested, TrustError, UnexpectedMessage
+from comity.trust import Attested, NodeIdentity, TrustStore
+from comity.v1 import link_pb2
+from comity_node.links.channel import Channel
+from comity_node.protocol.session_events import Established, HelloReceived, Refused
+from comity_node.transport.address import parse_address
+
+VERSION = 1
+_MAX_ADDRESSES = 16
+
+
+class HelloRefused(PeerNotAttested):
+    """We refuse a peer's Hello: carries the code that tells it why."""
+
+    def __init__(self, verdict: str, reason: str) -> None:
+        self.verdict = verdict
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A Hello that was judged good.
+
+    Attributes:
+        attested: who it is.
+        addresses: where it says it can be dialled.
+        chain: its certificates, to verify again as time goes by.
+    """
+
+    attested: Attested
+    addresses: tuple[str, ...]
+    chain: tuple[bytes, ...]
+
+
+class Greeter:
+    """Presents this node, and judges others."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        trust: TrustStore,
+        addresses: Callable[[], list[str]],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._identity, self._trust = identity, trust
+        self._addresses, self._now_ms = addresses, now_ms
+
+    def hello(self) -> bytes:
+        """Return our Hello."""
+        bundle = self._trust.bundle
+        return link_pb2.Hello(
+            version=VERSION,
+            consortium=bundle.consortium,
+            bundle_epoch=bundle.epoch,
+            bundle_digest=bundle.digest,
+            chain=self._identity.chain,
+            addresses=self._addresses()[:_MAX_ADDRESSES],
+        ).SerializeToString()
+
+    def judge(self, data: bytes, remote_peer: str) -> Greeting:
+        """Judge a peer's Hello by the five steps above.
+
+        Args:
+            data: the encoded Hello.
+            remote_peer: the PeerId that the transport has proved.
+
+        Raises:
+            HelloRefused: a step failed.
+        """
+        try:
+            hello = link_pb2.Hello.FromString(data)
+        except DecodeError as error:
+            raise HelloRefused("protocol_error", "the Hello cannot be read") from error
+        self._check_consortium(hello)
+        try:
+            attested = self._trust.verify_chain(tuple(hello.chain), self._now_ms())
+        except TrustError as error:
+            raise HelloRefused(error.code, str(error)) from error
+        if attested.peer_id != remote_peer:
+            raise HelloRefused("wrong_peer", f"the chain is that of {attested.peer_id}, not of {remote_peer}")
+        if attested.peer_id == self._identity.peer_id:
+            raise HelloRefused("wrong_peer", "a node does not link with itself")
+        return Greeting(attested, _checked_addresses(hello.addresses), tuple(hello.chain))
+
+    def judge_again(self, greeting: Greeting) -> None:
+        """Check that a chain that was good still is.
+
+        Raises:
+            PeerNotAttested: it has expired, or the trust bundle has.
+        """
+        try:
+            self._trust.verify_chain(greeting.chain, self._now_ms())
+        except TrustError as error:
+            raise PeerNotAttested(str(error)) from error
+
+    def _check_consortium(self, hello: link_pb2.Hello) -> None:
+        bundle = self._trust.bundle
+        if hello.version != VERSION:
+            raise HelloRefused("wrong_version", f"protocol version {hello.version}; this node speaks {VERSION}")
+        if hello.consortium != bundle.consortium:
+            raise HelloRefused("wrong_consortium", f"this node belongs to the consortium {bundle.consortium!r}")
+        if hello.bundle_epoch != bundle.epoch:
+            raise HelloRefused(
+                "wrong_epoch", f"trust bundle of epoch {hello.bundle_epoch}; this node's is of epoch {bundle.epoch}"
+            )
+        if hello.bundle_digest != bundle.digest:
+            raise HelloRefused("wrong_bundle", f"another trust bundle of the same epoch {bundle.epoch}")
+
+
+async def greet_as_opener(channel: Channel, greeter: Greeter) -> Greeting:
+    """Present ourselves on a stream that we opened, and judge who answers.
+
+    Raises:
+        PeerNotAttested: either side refused the other; the message says which and why.
+        Busy: the peer has no room for us.
+        LinkClosed: the stream broke.
+        ProtocolError: the peer broke the protocol.
+    """
+    channel.session.greet(greeter.hello())
+    await channel.flush()
+    match await channel.next_event():
+        case HelloReceived(hello):
+            greeting = await _judged(channel, greeter, hello)
+            channel.session.accept()
+            await channel.flush()
+            return greeting
+        case Refused(code, reason):
+            raise refused_by_peer(code, reason)
+        case event:
+            raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
+
+
+async def greet_as_acceptor(
+    channel: Channel, greeter: Greeter, admit: Callable[[Greeting], None] = lambda _: None
+) -> Greeting:
+    """Judge who has opened a stream to us, then present ourselves.
+
+    Args:
+        channel: the stream.
+        greeter: who judges.
+        admit: may refuse an attested peer for want of room (raises Busy).
+
+    Raises:
+        PeerNotAttested: either side refused the other.
+        Busy: there is no room for the peer; it has been told.
+        LinkClosed: the stream broke.
+        ProtocolError: the peer broke the protocol.
+    """
+    event = await channel.next_event()
+    if not isinstance(event, HelloReceived):
+        raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
+    greeting = await _judged(channel, greeter, event.hello)
+    try:
+        admit(greeting)
+    except Busy as error:
+        await _refuse(channel, error.code, str(error))
+        raise
+    channel.session.greet(greeter.hello())
+    await channel.flush()
+    match await channel.next_event():
+        case Established():
+            return greeting
+        case Refused(code, reason):
+            raise refused_by_peer(code, reason)
+        case other:
+            raise UnexpectedMessage(f"{type(other).__name__} instead of an answer to our Hello")
+
+
+def refused_by_peer(code: str, reason: str) -> ComityError:
+    """Return what a peer's refusal of our Hello means here."""
+    if code == Busy.code:
+        return Busy(f"the peer has no room: {reason}", retry_after_ms=5000)
+    return PeerNotAttested(f"the peer refused us ({code}): {reason}")
+
+
+async def _judged(channel: Channel, greeter: Greeter, hello: bytes) -> Greeting:
+    try:
+        return greeter.judge(hello, channel.remote_peer)
+    except HelloRefused as error:
+        await _refuse(channel, error.verdict, str(error))
+        raise
+
+
+async def _refuse(channel: Channel, code: str, reason: str) -> None:
+    channel.session.refuse(code, reason)
+    await channel.flush()
+
+
+def _checked_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
+    if len(addresses) > _MAX_ADDRESSES:
+        raise HelloRefused("protocol_error", f"more than {_MAX_ADDRESSES} addresses")
+    try:
+        return tuple(parse_address(text).without_peer for text in addresses)
+    except ConfigError as error:
+        raise HelloRefused("protocol_error", str(error)) from error

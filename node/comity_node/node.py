@@ -1,0 +1,380 @@
+"""The composition root: a checked `node.yaml` becomes a running node.
+
+Started from the bottom up, each part before whoever needs it; stopped in the opposite order: no new work, links and
+calls drain, the audit log gets its last checkpoint, the database closes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import SystemRandom
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+import comity
+from comity.bundle import Bundle, load_bundle
+from comity.errors import ComityError, ConfigError, TrustError
+from comity.ids import SpiffeId
+from comity.signing import from_libp2p_public_key, peer_id_to_bytes
+from comity.trust import Attested, NodeIdentity, TrustStore
+from comity.v1 import control_pb2 as pb
+from comity.v1.link_pb2 import PeerHint
+from comity_node import discovery
+from comity_node.admission import Gate
+from comity_node.admission.gate import stored_high_water_ms
+from comity_node.admission.records import Dataset, RecordGate
+from comity_node.config import NodeConfig
+from comity_node.control.address import ServerTls
+from comity_node.control.server import ControlServer
+from comity_node.control.workers import WorkerPool
+from comity_node.discovery import Discovery, DiscoverySettings
+from comity_node.links import Links, LinkState
+from comity_node.policy.loader import load as load_policy
+from comity_node.protocol.freshness import Freshness
+from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
+from comity_node.runtime.messenger import Peers
+from comity_node.service import Facts, Service
+from comity_node.storage import audit, journal
+from comity_node.storage.database import Database
+from comity_node.storage.note import NoteSigner
+from comity_node.transport.address import parse_address
+from comity_node.transport.libp2p_transport import Libp2pTransport
+from comity_node.tunnels import TunnelManager
+from comity_node.validators.distance import PrivateReference
+from comity_node.validators.schema import Schema
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus as _TaskStatus
+
+TaskStatus: TypeAlias = "_TaskStatus[None]"
+
+log = logging.getLogger(__name__)
+
+_EPOCH = "bundle.epoch"
+_DRAIN_S = 5.0
+_CHECKPOINT_S = 10.0
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class LinkedPeers:
+    """The links by organization: what the runtime asks for."""
+
+    def __init__(self, links: Links) -> None:
+        """Look at `links`."""
+        self._links = links
+
+    def peer(self, organization: str) -> Attested | None:
+        """Return a linked node of `organization`, if there is one."""
+        for state in self._links.peers():
+            if state.organization == organization and state.state == "connected":
+                return _attested(state)
+        return None
+
+    async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
+        """Send a request over the link to `peer_id`."""
+        return await self._links.request(peer_id, payload, deadline_s)
+
+
+def _attested(state: LinkState) -> Attested:
+    key = from_libp2p_public_key(peer_id_to_bytes(state.peer_id)[2:])
+    return Attested(state.organization, SpiffeId.parse(state.node), key, state.peer_id)
+
+
+PeersFactory = Callable[[Peers], Peers]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Seams of a node that tests and the demo's adversary put their own parts into."""
+
+    record_gate: RecordGateFactory = RecordGate
+    peers: PeersFactory = lambda peers: peers
+
+
+class Node:
+    """One organization's node."""
+
+    def __init__(self, config: NodeConfig, parts: Parts | None = None) -> None:
+        """Load and check everything that does not need the network.
+
+        Raises:
+            ConfigError, TrustError, StorageError: a file is missing, wrong, or does not fit the others.
+        """
+        self._config = config
+        self._parts = parts or Parts()
+        self.identity = _load_identity(config)
+        self.policy = load_policy(config.policy)
+        if self.policy.organization != config.organization:
+            raise ConfigError(f"is the policy of {self.policy.organization}", file=str(config.policy), line=1)
+        self._datasets = {name: _load_dataset(each.schema, each.private) for name, each in config.datasets.items()}
+        config.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stop = trio.Event()
+        self._stopped = trio.Event()
+        self.started_ms = now_ms()
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until `stop` is called or the task is cancelled; then drain and close."""
+        database = Database.open(self._config.database)
+        async with trio.open_nursery() as storage:
+            try:
+                await storage.start(database.run)
+                await self._run(database, task_status)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._close(database)
+                self._stopped.set()
+
+    def stop(self) -> None:
+        """Begin the shutdown."""
+        self._stop.set()
+
+    async def stopped(self) -> None:
+        """Wait until the node has stopped."""
+        await self._stopped.wait()
+
+    async def _run(self, database: Database, task_status: TaskStatus) -> None:
+        config, identity = self._config, self.identity
+        seen_epoch = await database.read(lambda c: journal.get_number(c, _EPOCH))
+        trust = TrustStore(_load_bundle(config, identity, seen_epoch))
+        high_water_ms = await database.read(stored_high_water_ms)
+        await self._note_start(database, trust.bundle)
+        gate = Gate(
+            identity=identity,
+            policy=self.policy,
+            database=database,
+            freshness=Freshness(identity.peer_id, high_water_ms=high_water_ms),
+            now_ms=now_ms,
+            random_bytes=os.urandom,
+        )
+        transport = Libp2pTransport(identity.key, config.listen)
+
+        async def on_request(sender: Attested, payload: bytes) -> bytes:
+            return await runtime.messenger.receive(sender, payload)
+
+        links = Links(transport, identity, trust, on_request, now_ms=now_ms, random_bytes=os.urandom)
+        peers = self._parts.peers(LinkedPeers(links))
+        workers = WorkerPool(config.organization)
+        runtime = Runtime(
+            Surroundings(
+                identity=identity,
+                trust=trust,
+                gate=gate,
+                database=database,
+                peers=peers,
+                workers=workers,
+                own_agents=lambda: [(agent.agent_id, agent.skills) for agent in workers.agents()],
+                datasets=self._datasets,
+                addresses=links.addresses,
+                hints=lambda: _hints(links),
+                random=SystemRandom(),
+                version=comity.__version__,
+            ),
+            record_gate=self._parts.record_gate,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(links.run)
+            await nursery.start(runtime.run)
+            tunnels = TunnelManager(gate=gate, links=links, peers=peers, database=database, nursery=nursery)
+            facts = Facts(
+                version=comity.__version__,
+                started_ms=self.started_ms,
+                addresses=links.addresses,
+                peers=lambda: _peers(links, config.organization),
+                skills=workers.skills,
+                counters=lambda: {**workers.counters(), **runtime.messenger.counters()},
+            )
+            service = Service(
+                identity=identity, trust=trust, gate=gate, runtime=runtime, database=database,
+                tunnels=tunnels, facts=facts, stop=self._asked_to_stop,
+            )  # fmt: skip
+            tls = config.control.tls
+            control = ControlServer(
+                config.control.address,
+                service,
+                workers,
+                tls=ServerTls(tls.key, tls.certificate, tls.client_ca) if tls else None,
+            )
+            await nursery.start(control.run)
+            nursery.start_soon(self._discovery(links, runtime, trust).run)
+            nursery.start_soon(self._kick_on_change, links, runtime)
+            nursery.start_soon(self._checkpoint, database)
+            task_status.started()
+            await self._stop.wait()
+            log.info("stopping: no new work; waiting up to %g s for what is under way", _DRAIN_S)
+            await links.drain(_DRAIN_S)
+            nursery.cancel_scope.cancel()
+
+    def _discovery(self, links: Links, runtime: Runtime, trust: TrustStore) -> Discovery:
+        async def fetch_peers(peer_id: str) -> Sequence[discovery.PeerHint]:
+            state = links.state(peer_id)
+            if state is None or not state.organization:
+                return ()
+            hints = await runtime.directory.fetch_hints(state.organization)
+            return [discovery.PeerHint(each.peer_id, each.organization, tuple(each.addresses)) for each in hints]
+
+        config = self._config
+        near = any(parse_address(text).is_private for text in (*config.listen, *config.bootstrap))
+        return Discovery(
+            links,
+            fetch_peers,
+            organizations=lambda: set(trust.bundle.members) - {config.organization},
+            bootstrap=config.bootstrap,
+            settings=DiscoverySettings(allow_private=near),
+        )
+
+    async def _asked_to_stop(self) -> None:
+        self.stop()
+
+    def _signer(self) -> NoteSigner:
+        key = self.identity.key
+        return NoteSigner(str(self.identity.node).removeprefix("spiffe://"), key.public_key, key.sign)
+
+    async def _checkpoint(self, database: Database) -> None:
+        """Sign the head of the audit log now and then."""
+        while True:
+            await trio.sleep(_CHECKPOINT_S)
+            at_ms = now_ms()
+            await database.transact(lambda c: audit.checkpoint(c, self._signer(), at_ms))  # noqa: B023
+
+    async def _kick_on_change(self, links: Links, runtime: Runtime) -> None:
+        """Tell the outbox when a link comes up."""
+        version = links.changes.version
+        while True:
+            for state in links.peers():
+                if state.state == "connected":
+                    runtime.outbox.kick(state.organization)
+            version = await links.changes.wait(version)
+
+    async def _note_start(self, database: Database, bundle: Bundle) -> None:
+        unfinished = await database.read(journal.count_tasks_by_state)
+        waiting = sum((await database.read(journal.count_open)).values())
+        log.info("recovered: tasks %s, %d messages to deliver", json.dumps(unfinished), waiting)
+        entry = audit.AuditEntry(
+            kind="start",
+            policy=self.policy.digest,
+            subject=bundle.digest,
+            detail={"version": comity.__version__, "epoch": bundle.epoch, "waiting": waiting},
+        )
+        at_ms = now_ms()
+        await database.transact(
+            lambda c: (audit.append(c, entry, at_ms), journal.raise_number(c, _EPOCH, bundle.epoch))
+        )
+
+    async def _close(self, database: Database) -> None:
+        at_ms = now_ms()
+        try:
+            await database.transact(
+                lambda c: (
+                    audit.append(c, audit.AuditEntry(kind="stop"), at_ms),
+                    audit.checkpoint(c, self._signer(), at_ms),
+                )
+            )
+        except ComityError as error:  # the disk may be full: say so, and close all the same
+            log.error("the audit log got no closing entry: %s", error.diagnostics())  # noqa: TRY400
+        database.close()
+        log.info("stopped")
+
+
+def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node], None] | None = None) -> None:
+    """Run a node until SIGINT or SIGTERM.
+
+    Raises:
+        ComityError: it could not start.
+    """
+    node = Node(config, parts)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, node)
+            await nursery.start(node.run)
+            if on_ready is not None:
+                on_ready(node)
+            log.info("node %s is up as %s", node.identity.node, node.identity.peer_id)
+            await node.stopped()
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(main)
+    except* ComityError as group:
+        raise _first(group) from None
+
+
+async def _stop_on_signal(node: Node) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            node.stop()
+
+
+def _first(group: BaseExceptionGroup[ComityError]) -> ComityError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ComityError)
+    return error
+
+
+def _load_identity(config: NodeConfig) -> NodeIdentity:
+    identity = NodeIdentity.load(config.key, config.chain)
+    if identity.node != config.node:
+        raise ConfigError(f"the certificate {config.chain} is of {identity.node}, node.yaml says {config.node}")
+    return identity
+
+
+def _load_bundle(config: NodeConfig, identity: NodeIdentity, seen_epoch: int) -> Bundle:
+    bundle = load_bundle(config.bundle, now_ms=now_ms(), own_ca=None, minimum_epoch=seen_epoch)
+    try:
+        TrustStore(bundle).verify_chain(identity.chain, now_ms())
+    except TrustError as error:
+        raise ConfigError(f"this node's own certificate does not verify against {config.bundle}: {error}") from error
+    return bundle
+
+
+def _load_dataset(schema: Path, private: Path | None) -> Dataset:
+    try:
+        data = json.loads(schema.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(schema)) from error
+    except ValueError as error:
+        raise ConfigError(f"is not JSON: {error}", file=str(schema)) from error
+    read = Schema.from_json(data, file=str(schema))
+    return Dataset(read, PrivateReference.load(private, read) if private is not None else None)
+
+
+def _hints(links: Links) -> Sequence[PeerHint]:
+    return [
+        PeerHint(peer_id=state.peer_id, organization=state.organization, addresses=state.addresses)
+        for state in links.peers()
+        if state.organization and state.addresses
+    ]
+
+
+def _peers(links: Links, own: str) -> Sequence[pb.Peer]:
+    return [
+        pb.Peer(
+            organization=state.organization,
+            node=state.node,
+            peer_id=state.peer_id,
+            addresses=state.addresses,
+            state=state.state,
+            reason=state.reason,
+            bytes_sent=state.bytes_sent,
+            bytes_received=state.bytes_received,
+            messages_sent=state.messages_sent,
+            messages_received=state.messages_received,
+            reconnects=state.reconnects,
+            round_trip_ms=state.round_trip_ms,
+        )
+        for state in links.peers()
+    ]

@@ -1,0 +1,101 @@
+"""The tunnels of a node: which are served, which are open, and the policy's word on each."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from comity.errors import AgreementError, ComityError, ConfigError, PeerUnreachable
+from comity.trust import Attested
+from comity_node.admission import Gate, Question
+from comity_node.links import Links
+from comity_node.policy.model import Request
+from comity_node.runtime.messenger import Peers
+from comity_node.storage import audit
+from comity_node.storage.database import Database
+from comity_node.transport.base import ByteStream
+from comity_node.tunnel import FILTER, FleetEntry, FleetExit, TunnelEvent
+
+log = logging.getLogger(__name__)
+
+_MAX_TUNNELS = 16
+
+
+class TunnelManager:
+    """Entries and exits of one node. Each stream is decided on by the policy when it opens."""
+
+    def __init__(self, *, gate: Gate, links: Links, peers: Peers, database: Database, nursery: trio.Nursery) -> None:
+        """Manage the tunnels over `links`; entries run in `nursery`."""
+        self._gate = gate
+        self._links = links
+        self._peers = peers
+        self._database = database
+        self._nursery = nursery
+        self._exits: dict[str, FleetExit] = {}
+        self._entries = 0
+        links.on_tunnel(self._on_tunnel)
+
+    async def serve(self, name: str, target: str, kind: str) -> None:
+        """Serve the SuperLink at `target` (host:port on loopback) under `name`; serving it again replaces it.
+
+        Raises:
+            ConfigError: an unknown filter, a target beyond loopback, or too many tunnels.
+        """
+        if kind != FILTER:
+            raise ConfigError(f"{kind!r} is not a tunnel filter; there is {FILTER!r}")
+        if name not in self._exits and len(self._exits) >= _MAX_TUNNELS:
+            raise ConfigError(f"{_MAX_TUNNELS} tunnels are served already")
+        self._exits[name] = FleetExit(name, target, on_event=self._on_event)
+
+    async def open(self, name: str, organization: str, port: int, app_digests: tuple[str, ...]) -> int:
+        """Listen on loopback for the tunnel `name` of `organization`; returns the port.
+
+        Raises:
+            PolicyDenied: the policy does not let it.
+            ConfigError: the port is taken, or too many tunnels are open.
+        """
+        await self._demand_open(name, organization)
+        if self._entries >= _MAX_TUNNELS:
+            raise ConfigError(f"{_MAX_TUNNELS} tunnels are open already")
+
+        async def open_stream() -> ByteStream:
+            await self._demand_open(name, organization)
+            peer = self._peers.peer(organization)
+            if peer is None:
+                raise PeerUnreachable(f"no node of {organization} is linked")
+            return await self._links.open_tunnel(peer.peer_id, name)
+
+        entry = FleetEntry(name, organization, open_stream, app_digests=app_digests, on_event=self._on_event, port=port)
+        self._entries += 1
+        bound: int = await self._nursery.start(entry.run)
+        log.info("tunnel %r to %s on 127.0.0.1:%d", name, organization, bound)
+        return bound
+
+    async def _demand_open(self, name: str, organization: str) -> None:
+        await self._gate.demand(Question(_request("tunnel.open", organization, name)))
+
+    async def _on_tunnel(self, sender: Attested, name: str, stream: ByteStream) -> None:
+        server = self._exits.get(name)
+        if server is None:
+            raise AgreementError(f"no tunnel {name!r} is served here")
+        await self._gate.demand(Question(_request("tunnel.serve", sender.organization, name)))
+        try:
+            await server.handle(sender, stream)
+        except ComityError as error:
+            log.info("the tunnel %r of %s ended: %s", name, sender.organization, error)
+
+    async def _on_event(self, event: TunnelEvent) -> None:
+        now_ms = self._gate.now_ms()
+        entry = audit.AuditEntry(
+            kind="effect",
+            action=f"tunnel.{event.kind}",
+            decision="deny" if event.kind == "refused" else "allow",
+            peer=event.organization,
+            detail={"tunnel": event.tunnel, "call": event.call, "code": event.code, "reason": event.reason},
+        )
+        await self._database.transact(lambda c: audit.append(c, entry, now_ms))
+
+
+def _request(action: str, organization: str, name: str) -> Request:
+    return Request(action=action, organization=organization, labels={"tunnel": name})

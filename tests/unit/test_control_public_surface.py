@@ -1,0 +1,70 @@
+"""The public names of the SDK's control side: adding one is a decision, removing one breaks users."""
+
+from __future__ import annotations
+
+import inspect
+
+import comity.agent
+import comity.client
+import comity.testing
+import comity.worker
+
+
+def test_modules_export_what_they_promise() -> None:
+    assert sorted(comity.client.__all__) == [
+        "Admission",
+        "AgentInfo",
+        "AsyncClient",
+        "CertifiedRecord",
+        "Client",
+        "NegotiationStep",
+        "Peer",
+        "Record",
+        "ReleasedUpdate",
+        "Status",
+        "Tls",
+        "Workflow",
+    ]
+    assert sorted(comity.agent.__all__) == ["Agent", "Work"]
+    assert sorted(comity.worker.__all__) == ["Report", "Stop", "load_agent", "main", "serve", "serve_async"]
+    assert sorted(comity.testing.__all__) == ["FakeNode", "run_skill", "run_skill_async"]
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    calls = [
+        "admit_update",
+        "agents",
+        "close",
+        "explain_policy",
+        "open_tunnel",
+        "peers",
+        "record",
+        "records",
+        "release_update",
+        "serve_tunnel",
+        "shutdown",
+        "status",
+        "submit_workflow",
+        "wait_ready",
+        "workflow",
+        "workflows",
+    ]
+    for client in (comity.client.Client, comity.client.AsyncClient):
+        assert sorted(name for name in vars(client) if not name.startswith("_")) == calls
+    for call in calls:
+        sync, not_sync = getattr(comity.client.Client, call), getattr(comity.client.AsyncClient, call)
+        assert list(inspect.signature(sync).parameters.values()) == list(
+            inspect.signature(not_sync).parameters.values()
+        )
+
+
+def test_agent_work_and_fake_node() -> None:
+    def public(kind: type) -> list[str]:
+        return sorted(name for name in vars(kind) if not name.startswith("_"))
+
+    assert public(comity.agent.Agent) == ["perform", "skill", "skills"]
+    assert public(comity.agent.Work) == ["cancel", "cancelled", "deadline", "input", "remaining_s", "skill"]
+    assert public(comity.testing.FakeNode) == ["Work", "call", "drop_workers", "serving", "skills", "wait_for_skill"]
+    assert str(inspect.signature(comity.worker.serve)).startswith(
+        "(agent: 'Agent', control: 'str | None' = None, *, tls: 'Tls | None' = None, concurrency: 'int | None' = None,"
+    )

@@ -1,0 +1,106 @@
+"""Errors as gRPC statuses, and back."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import pytest
+
+from comity import errors
+from comity._control import to_control_error
+from comity.errors import ComityError
+from comity_node.control.status import code_of, sole, status_of
+
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.PolicyDenied("no"), Code.PERMISSION_DENIED),
+        (errors.ConfigError("bad", file="policy.yaml", line=3), Code.INVALID_ARGUMENT),
+        (errors.Busy("full"), Code.RESOURCE_EXHAUSTED),
+        (errors.DeadlineExceeded("late"), Code.DEADLINE_EXCEEDED),
+        (errors.PeerUnreachable("gone"), Code.UNAVAILABLE),
+        (errors.NodeStopping("bye"), Code.UNAVAILABLE),
+        (errors.NoWorker("none"), Code.UNAVAILABLE),
+        (errors.AgentFailed("raised"), Code.FAILED_PRECONDITION),
+        (errors.ReplayedMessage("twice"), Code.INVALID_ARGUMENT),
+        (errors.NotFound("what?"), Code.NOT_FOUND),
+        (errors.StorageError("disk full"), Code.INTERNAL),
+        (errors.AuditBroken("hash"), Code.DATA_LOSS),
+        (errors.ComityError("?"), Code.UNKNOWN),
+    ],
+)
+def test_an_error_keeps_its_code_and_text(error: ComityError, code: grpc.StatusCode) -> None:
+    status = status_of(error, "get_status")
+    assert status.code is code
+    assert dict(status.metadata)["comity-code"] == error.code
+    back = to_control_error(_Failed(status.code, status.message, status.metadata), "unix:/s", "GetStatus")
+    assert (back.code, str(back), back.advice) == (error.code, str(error), error.advice)
+
+
+def test_every_error_of_the_tree_has_a_status() -> None:
+    def walk(kind: type[ComityError]) -> list[type[ComityError]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in walk(child))]
+
+    assert [kind for kind in walk(ComityError) if code_of(kind) is Code.UNKNOWN] == [ComityError, errors.ControlError]
+
+
+def test_rules_and_retry_after_travel() -> None:
+    denied = status_of(errors.PolicyDenied("no", rules=("never-raw-rows", "zweite-Regel-ü")), "m")
+    back = to_control_error(_Failed(denied.code, denied.message, denied.metadata), "unix:/s", "M")
+    assert back.rules == ("never-raw-rows", "zweite-Regel-ü")
+    assert dict(status_of(errors.Busy("full", retry_after_ms=250), "m").metadata)["comity-retry-after-ms"] == "250"
+
+
+def test_an_unexpected_error_is_logged_and_keeps_its_text_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise KeyError("patient 4711")
+    except KeyError as error:
+        with caplog.at_level(logging.ERROR):
+            status = status_of(error, "get_record")
+    assert status.code is Code.INTERNAL
+    assert "4711" not in status.message
+    assert "KeyError" in status.message
+    assert "get_record failed" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_a_group_of_one_counts_as_that_one() -> None:
+    inner = errors.PolicyDenied("no")
+    assert sole(ExceptionGroup("nursery", [ExceptionGroup("nursery", [inner])])) is inner
+    assert status_of(ExceptionGroup("nursery", [inner]), "m").code is Code.PERMISSION_DENIED
+    two = ExceptionGroup("nursery", [inner, ValueError()])
+    assert sole(two) is two
+    assert status_of(two, "m").code is Code.INTERNAL
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "ü" * 100_000, "\N{PILE OF POO}" * 10_000])
+def test_a_long_text_still_fits_into_headers(text: str) -> None:
+    status = status_of(errors.ConfigError(text), "m")
+    assert len(status.message.encode()) <= 2003
+    assert status.message.endswith("...")
+
+
+class _Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+    """A failed call as a client sees it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        self._code, self._details, self._metadata = code, details, metadata
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._metadata
+
+    def initial_metadata(self) -> None: ...
+    def is_active(self) -> bool: ...  # type: ignore[empty-body]
+    def time_remaining(self) -> None: ...
+    def cancel(self) -> None: ...
+    def add_callback(self, callback: object) -> None: ...

@@ -1,0 +1,237 @@
+"""A policy that loads means what it says; what is not understood is refused with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from comity.errors import ConfigError
+from comity_node.policy.engine import Policy
+from comity_node.policy.loader import load, loads_policy
+from comity_node.policy.model import ACTIONS, Effect, Field, FlagCondition, NumberCondition, TextCondition
+from comity_node.policy.obligations import Obligations, Onward, Rate, ReviewTerms
+
+FULL = """\
+version: 1
+organization: mercy.example
+purposes:
+  research:
+  screening: {parent: research}
+datasets:
+  tumours:
+    classification: confidential
+    subject: patient
+    schema: schemas/t.json
+  notes: {classification: restricted, schema: {text: {type: string}, kind: {type: string, values: [a, b]}}}
+rules:
+  - id: send
+    effect: allow
+    action: record.send
+    to: {organization: [stlukes.example, hope.example], role: [validator]}
+    data: {dataset: tumours, kind: synthetic, personal: [name]}
+    purpose: [research]
+    when: {records: {max: 500}, tunnel: [a, b], distinct_organizations: true}
+    obligations:
+      redact: [patient_id, notes.free_text]
+      generalize: {age: 5, size: 0.1}
+      min_distance_to_private: 0.15
+      rate: {records: 200, per: 1m}
+      retain: 30d
+      review: {quorum: 2, min_score: 0.7}
+      onward: with_consent
+  - {id: never, effect: forbid, action: "*", data: {classification: [restricted]}}
+"""
+SCHEMA = {"version": 1, "label": "age", "fields": {"age": {"type": "integer", "min": 0, "max": 120}}}
+
+
+def test_everything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas/t.json").write_text(json.dumps(SCHEMA))
+    path = tmp_path / "policy.yaml"
+    path.write_text(FULL)
+    policy = load(path)
+    document = policy.document
+
+    assert policy.organization == "mercy.example"
+    assert policy.purposes == {"research": frozenset(), "screening": frozenset({"research"})}
+    assert policy.datasets["tumours"].fields == {"age": Field("integer", False, 0, 120)}
+    notes = policy.datasets["notes"]
+    assert (notes.classification, notes.subject, notes.personal) == ("restricted", "", frozenset({"text"}))
+    send, never = document.rules
+    assert (send.id, send.effect, send.actions) == ("send", Effect.ALLOW, frozenset({"record.send"}))
+    assert send.organizations == frozenset({"stlukes.example", "hope.example"})
+    assert (send.roles, send.datasets, send.kinds) == (
+        frozenset({"validator"}),
+        frozenset({"tumours"}),
+        frozenset({"synthetic"}),
+    )
+    assert (send.purposes, send.personal) == (frozenset({"research"}), frozenset({"name"}))
+    assert send.conditions == (
+        NumberCondition("records", float("-inf"), 500),
+        TextCondition("tunnel", frozenset({"a", "b"})),
+        FlagCondition("distinct_organizations", True),
+    )
+    assert send.obligations == Obligations(
+        redact=frozenset({"patient_id", "notes.free_text"}),
+        generalize={"age": 5.0, "size": 0.1},
+        min_distance_to_private=0.15,
+        rates=(Rate(200, 60_000, "send"),),
+        retain_ms=30 * 86_400_000,
+        review=ReviewTerms(2, True, 0.7),
+        onward=Onward.WITH_CONSENT,
+    )
+    assert send.states_onward
+    assert send.place == f"{path}:13:5"
+    assert (never.actions, never.organizations, never.kinds) == (frozenset(ACTIONS), None, None)
+    assert never.classifications == frozenset({"restricted"})
+
+
+def test_the_digest_is_over_the_bytes_of_policy_and_schemas(tmp_path: Path) -> None:
+    (tmp_path / "schemas").mkdir()
+    schema = tmp_path / "schemas/t.json"
+    schema.write_text(json.dumps(SCHEMA))
+    path = tmp_path / "policy.yaml"
+    path.write_text(FULL)
+    before = load(path).digest
+
+    def sha(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    named = {"policy": sha(FULL.encode()), "schemas": {"schemas/t.json": sha(schema.read_bytes())}}
+    canonical = json.dumps(named, separators=(",", ":"), sort_keys=True).encode()
+    assert before == hashlib.sha256(canonical).digest()
+    schema.write_text(json.dumps(SCHEMA) + "\n")
+    assert load(path).digest != before
+
+
+def policy(rules: str, top: str = "") -> Policy:
+    return loads_policy(f"version: 1\norganization: mercy.example\n{top}\nrules:\n{rules}", file="p.yaml")
+
+
+RULE = "  - {{id: a, effect: allow, action: record.send, to: {{organization: [b.example]}}{more}}}"
+DATA = "datasets: {d: {classification: public}}"
+
+
+@pytest.mark.invariant("S3")
+@pytest.mark.parametrize(
+    ("more", "place", "message"),
+    [
+        (", obligation: {}", "4:77", 'unknown key "obligation" in rules.0.; did you mean "obligations"'),
+        (", purpose: [a, a]", "4:90", "listed twice"),
+        (", purpose: [1]", "4:87", "quotes"),
+        (", data: {dataset: e}", "4:93", 'unknown dataset "e"'),
+        (", data: {kind: synthetics}", "4:90", 'did you mean "synthetic"'),
+        (", data: {classification: secret}", "4:100", "known: confidential, internal, public, restricted"),
+        (", data: {kinds: raw}", "4:84", 'did you mean "kind"'),
+        (", when: {record: {max: 1}}", "4:84", 'unknown label "record"; did you mean "records"'),
+        (", when: {records: {max: 1, min: 2}}", "4:93", "min is above max"),
+        (", when: {records: {}}", "4:93", "needs min, max or both"),
+        (", when: {records: 5}", "4:93", "expected a mapping"),
+        (", when: {tunnel: {max: 1}}", "4:92", "expected a string"),
+        (", when: {distinct_organizations: yes}", "4:108", "true or false"),
+        (", obligations: {redact: [a..b]}", "4:100", "no path"),
+        (", obligations: {redact: []}", "4:99", "empty"),
+        (", obligations: {generalize: {age: 0}}", "4:109", "must be from 1e-06"),
+        (", obligations: {generalize: {age: 0.1234567}}", "4:109", "six decimals"),
+        (", obligations: {generalize: {a.: 1}}", "4:104", "no path"),
+        (", obligations: {min_distance_to_private: -1}", "4:116", "must be from 0"),
+        (", obligations: {rate: {records: 1}}", "4:97", 'the key "per" is missing'),
+        (", obligations: {rate: {records: 1, per: 1}}", "4:115", "duration"),
+        (", obligations: {retain: 10ms}", "4:99", "must be from 1s"),
+        (", obligations: {review: {quorum: 0}}", "4:107", "from 1 to 1000"),
+        (", obligations: {review: {quorum: 1, min_score: 70}}", "4:121", "from 0 to 1"),
+        (", obligations: {onward: no}", "4:99", 'unknown value "no"'),
+        (", from: {organization: '*'}", "4:83", "names the other side once"),
+        (", with: {organization: '*'}", "4:83", "names the other side once"),
+    ],
+)
+def test_a_rule_is_refused_with_its_place(more: str, place: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        policy(RULE.format(more=more), DATA)
+    assert f"{caught.value.file}:{caught.value.line}:{caught.value.column}" == f"p.yaml:{int(place[0]) + 1}{place[1:]}"
+
+
+@pytest.mark.invariant("S3")
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("{id: a, effect: allow, action: record.send}", "an allow rule must say who"),
+        ("{id: a, effect: allow, action: record.sned, to: {organization: '*'}}", 'did you mean "record.send"'),
+        ("{id: a, effect: allow, action: record.send, from: {organization: '*'}}", "does not go from .* write to"),
+        (
+            "{id: a, effect: allow, action: [record.send, record.receive], to: {organization: '*'}}",
+            "record.receive does",
+        ),
+        ("{id: a, effect: allow, action: '*', to: {organization: '*'}}", "does not go to"),
+        ("{id: a, effect: allow, action: record.send, to: {role: [x]}}", '"organization" is missing'),
+        ("{id: a, effect: allow, action: record.send, to: {organization: [Mercy]}}", "no organization name"),
+        ("{id: a, effect: allow, action: record.send, to: {organization: ['*', b.example]}}", "no organization name"),
+        ("{id: a, effect: deny, action: record.send}", 'unknown effect "deny"'),
+        ("{id: A, effect: forbid, action: record.send}", "is no id"),
+        ("{id: comity.x, effect: forbid, action: record.send}", "built-in"),
+        ("{id: 1, effect: forbid, action: record.send}", "quotes"),
+        ("{effect: forbid, action: record.send}", '"id" is missing'),
+        ("{id: a, effect: forbid, action: []}", "empty"),
+        ("{id: a, effect: forbid, action: '*', obligations: {onward: never}}", "has no obligations"),
+        ("{id: a, effect: forbid, action: '*', data: {personal: [x]}}", "a forbid rule has none"),
+        (
+            "{id: a, effect: forbid, action: '*'}\n  - {id: a, effect: forbid, action: '*'}",
+            "already taken by p.yaml:4:5",
+        ),
+        ("no", "expected a mapping"),
+    ],
+)
+def test_a_rule_is_refused(rule: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        policy(f"  - {rule}")
+    assert caught.value.line >= 4
+
+
+@pytest.mark.invariant("S3")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("organization: a.example\nrules: []", '"version" is missing'),
+        ("version: 2\norganization: a.example\nrules: []", "from 1 to 1"),
+        ("version: 1\nrules: []", '"organization" is missing'),
+        ("version: 1\norganization: a.example", '"rules" is missing'),
+        ("version: 1\norganization: a.example\nrules: []\nrule: []", 'did you mean "rules"'),
+        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: b}}", "unknown purpose"),
+        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: b}, b: {parent: a}}", "own ancestor"),
+        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: a}}", "own ancestor"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {}}", '"classification" is missing'),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {D: {classification: public}}", "is no name"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: none.yaml}}", "no such file"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {}}}}", '"type" is missing'),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: text}}}}", "unknown type"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: string, max: 3}}}}", "no range"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: number, values: [x]}}}}", "values are for"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: number, min: 3, max: 2}}}}", "min is above"),
+        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: string, personal: no}}}}", "true or false"),
+    ],
+)  # fmt: skip
+def test_a_policy_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        loads_policy(text)
+    assert caught.value.line or "no such file" in message
+
+
+def test_a_broken_schema_file_is_named_itself(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"version": 1, "fields": {"a": {"type": "numbr"}}}')
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: s.json}}"
+    )
+    with pytest.raises(ConfigError, match='did you mean "number"') as caught:
+        load(path)
+    assert (caught.value.file, caught.value.line, caught.value.column) == (str(tmp_path / "s.json"), 1, 42)
+
+
+def test_undeclared_purposes_are_any_words_and_declared_ones_are_not() -> None:
+    rule = RULE.format(more=", purpose: [anything]")
+    assert policy(rule).document.rules[0].purposes == frozenset({"anything"})
+    with pytest.raises(ConfigError, match="unknown purpose"):
+        policy(rule, "purposes: {research: {}}")
