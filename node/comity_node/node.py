@@ -41,9 +41,10 @@ from comity_node.policy.loader import load as load_policy
 from comity_node.protocol.freshness import Freshness
 from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
 from comity_node.runtime.messenger import Peers
+from comity_node.runtime.upkeep import Upkeep
 from comity_node.service import Facts, Service
 from comity_node.storage import audit, journal
-from comity_node.storage.database import Database
+from comity_node.storage.database import Database, open_database
 from comity_node.storage.note import NoteSigner
 from comity_node.transport.address import parse_address
 from comity_node.transport.libp2p_transport import Libp2pTransport
@@ -60,7 +61,6 @@ log = logging.getLogger(__name__)
 
 _EPOCH = "bundle.epoch"
 _DRAIN_S = 5.0
-_CHECKPOINT_S = 10.0
 
 
 def now_ms() -> int:
@@ -126,15 +126,13 @@ class Node:
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Run until `stop` is called or the task is cancelled; then drain and close."""
-        database = Database.open(self._config.database)
-        async with trio.open_nursery() as storage:
+        async with open_database(self._config.database) as database:
             try:
-                await storage.start(database.run)
                 await self._run(database, task_status)
             finally:
                 with trio.CancelScope(shield=True):
                     await self._close(database)
-                self._stopped.set()
+        self._stopped.set()
 
     def stop(self) -> None:
         """Begin the shutdown."""
@@ -209,7 +207,7 @@ class Node:
             await nursery.start(control.run)
             nursery.start_soon(self._discovery(links, runtime, trust).run)
             nursery.start_soon(self._kick_on_change, links, runtime)
-            nursery.start_soon(self._checkpoint, database)
+            await nursery.start(Upkeep(database, self._signer(), now_ms).run)
             task_status.started()
             await self._stop.wait()
             log.info("stopping: no new work; waiting up to %g s for what is under way", _DRAIN_S)
@@ -240,13 +238,6 @@ class Node:
     def _signer(self) -> NoteSigner:
         key = self.identity.key
         return NoteSigner(str(self.identity.node).removeprefix("spiffe://"), key.public_key, key.sign)
-
-    async def _checkpoint(self, database: Database) -> None:
-        """Sign the head of the audit log now and then."""
-        while True:
-            await trio.sleep(_CHECKPOINT_S)
-            at_ms = now_ms()
-            await database.transact(lambda c: audit.checkpoint(c, self._signer(), at_ms))  # noqa: B023
 
     async def _kick_on_change(self, links: Links, runtime: Runtime) -> None:
         """Tell the outbox when a link comes up."""
@@ -283,7 +274,6 @@ class Node:
             )
         except ComityError as error:  # the disk may be full: say so, and close all the same
             log.error("the audit log got no closing entry: %s", error.diagnostics())  # noqa: TRY400
-        database.close()
         log.info("stopped")
 
 
@@ -342,13 +332,7 @@ def _load_bundle(config: NodeConfig, identity: NodeIdentity, seen_epoch: int) ->
 
 
 def _load_dataset(schema: Path, private: Path | None) -> Dataset:
-    try:
-        data = json.loads(schema.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(schema)) from error
-    except ValueError as error:
-        raise ConfigError(f"is not JSON: {error}", file=str(schema)) from error
-    read = Schema.from_json(data, file=str(schema))
+    read = Schema.load(schema)
     return Dataset(read, PrivateReference.load(private, read) if private is not None else None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from comity.errors import AgreementError, ConfigError, ControlError
+from comity.errors import AgreementError, ComityError, ConfigError, ControlError, StorageError
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity_node.admission import Gate
@@ -192,8 +192,13 @@ class Service:
         return pb.ReleaseUpdateResponse(manifest=manifest, chain=self._identity.chain)
 
     async def admit_update(self, request: pb.AdmitUpdateRequest) -> pb.AdmitUpdateResponse:
-        """Check a model update that came in."""
-        manifest = await self._runtime.updates.admit(request)
+        """Check a model update that came in; a refusal is an answer, with its code and reason."""
+        try:
+            manifest = await self._runtime.updates.admit(request)
+        except StorageError:
+            raise
+        except ComityError as error:
+            return pb.AdmitUpdateResponse(code=error.code, reason=str(error))
         return pb.AdmitUpdateResponse(
             organization=manifest.organization,
             private_examples=manifest.private_examples,

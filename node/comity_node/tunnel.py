@@ -21,6 +21,7 @@ from typing import Protocol
 import trio
 
 from comity.errors import (
+    Busy,
     ComityError,
     ConfigError,
     DeadlineExceeded,
@@ -214,11 +215,14 @@ class FleetExit:
         self._open: dict[str, int] = {}
 
     async def handle(self, member: Member, stream: Duplex) -> None:
-        """Serve one stream that an attested member has opened; returns when it is over."""
+        """Serve one stream that an attested member has opened; returns when it is over.
+
+        Raises:
+            Busy: the member has as many streams open as it may.
+        """
         peer = member.peer_id
         if self._open.get(peer, 0) >= self._limits.connections:
-            stream.reset()
-            return
+            raise Busy(f"{member.organization} has {self._limits.connections} connections to {self._name!r} already")
         self._open[peer] = self._open.get(peer, 0) + 1
 
         async def report(refused: RequestRefused, call: str) -> None:

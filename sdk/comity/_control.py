@@ -309,9 +309,9 @@ def serve_tunnel(name: str, target: str, filter_name: str) -> Call[None]:
     return Call("ServeTunnel", request, lambda _: None)
 
 
-def open_tunnel(name: str, organization: str, port: int) -> Call[int]:
+def open_tunnel(name: str, organization: str, port: int, app_digests: Iterable[str]) -> Call[int]:
     """OpenTunnel."""
-    request = pb.OpenTunnelRequest(name=name, organization=organization, port=port)
+    request = pb.OpenTunnelRequest(name=name, organization=organization, port=port, app_digests=app_digests)
     return Call("OpenTunnel", request, lambda response: int(response.port))
 
 

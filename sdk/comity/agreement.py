@@ -20,6 +20,7 @@ KIND = "terms"
 _MAX_PARTICIPANTS = 256
 _MAX_BATCH = 256
 _MAX_REPAIRS = 10
+_MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
 _ONWARD = frozenset({"", "never", "with_consent", "allowed"})
 
 
@@ -92,7 +93,7 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
         (f"batch_records is not 1..{_MAX_BATCH}", not 1 <= terms.batch_records <= _MAX_BATCH),
         (f"repair_rounds is over {_MAX_REPAIRS}", terms.repair_rounds > _MAX_REPAIRS),
         ("lease_seconds is 0", terms.lease_seconds == 0),
-        ("it expires before it begins", terms.expires_ms <= terms.issued_ms),
+        ("it does not last from 1 ms to 366 days", not 0 < terms.expires_ms - terms.issued_ms <= _MAX_LIFETIME_MS),
         ("onward is not never, with_consent or allowed", terms.obligations.onward not in _ONWARD),
         ("a grid of generalize is not positive", any(grid <= 0 for grid in terms.obligations.generalize.values())),
         ("min_distance_to_private is negative", terms.obligations.min_distance_to_private < 0),

@@ -52,7 +52,7 @@ _MAX_TAGS = 16
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """Something that an agent can do.
+    """Something that an agent can do. A2A wants a description and tags: a signed card has the name and the id instead.
 
     Attributes:
         id: unique within the card, such as `generate`.
@@ -77,7 +77,7 @@ class AgentCard:
         agent: the agent's SPIFFE ID.
         peer_id: the node that answers for it.
         name: for people.
-        description: for people.
+        description: for people; a signed card has the name if it is empty.
         version: the agent's version.
         skills: what it can do; at least one.
         addresses: multiaddrs of the node; none if it only dials.
@@ -175,11 +175,13 @@ def _check(card: AgentCard, organization: str, peer_id: str) -> None:
         raise CardInvalid(f"a card has from 1 to {MAX_SKILLS} skills with different ids")
     if len(card.addresses) > MAX_ADDRESSES or not all(one.startswith("/") for one in card.addresses):
         raise CardInvalid(f"a card has at most {MAX_ADDRESSES} addresses, each a multiaddr")
+    if not (card.name and card.version and all(skill.id and skill.name for skill in card.skills)):
+        raise CardInvalid("an agent has a name and a version, and a skill an id and a name")
     short = [card.name, card.version]
     for skill in card.skills:
         short += [skill.id, skill.name, skill.role, *skill.tags]
-        if len(skill.tags) > _MAX_TAGS or not skill.id:
-            raise CardInvalid(f"a skill has an id and at most {_MAX_TAGS} tags")
+        if len(skill.tags) > _MAX_TAGS:
+            raise CardInvalid(f"a skill has at most {_MAX_TAGS} tags")
     if any(len(text) > _MAX_NAME or not text.isprintable() for text in short):
         raise CardInvalid(f"names, tags and roles are printable and have at most {_MAX_NAME} characters")
     long = [card.description, *card.addresses, *(skill.description for skill in card.skills)]
@@ -188,23 +190,25 @@ def _check(card: AgentCard, organization: str, peer_id: str) -> None:
 
 
 def _to_a2a(card: AgentCard) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "agent": str(card.agent),
+        "peerId": card.peer_id,
+        "issuedMs": card.issued_ms,
+        "expiresMs": card.expires_ms,
+    }
+    if roles := {skill.id: skill.role for skill in card.skills if skill.role}:
+        params["roles"] = roles
     extension = {
         "uri": IDENTITY_EXTENSION,
         "description": "Who answers for this agent, until when, and which role each skill plays.",
         "required": True,
-        "params": {
-            "agent": str(card.agent),
-            "peerId": card.peer_id,
-            "issuedMs": card.issued_ms,
-            "expiresMs": card.expires_ms,
-            "roles": {skill.id: skill.role for skill in card.skills},
-        },
+        "params": params,
     }
     # A2A wants at least one interface, also of a node that nobody can dial.
     urls = [_URL_SCHEME + address for address in card.addresses or (_no_address(card.peer_id),)]
     return {
         "name": card.name,
-        "description": card.description,
+        "description": card.description or card.name,
         "version": card.version,
         "provider": {"organization": card.organization, "url": f"spiffe://{card.organization}"},
         "supportedInterfaces": [
@@ -214,7 +218,12 @@ def _to_a2a(card: AgentCard) -> dict[str, Any]:
         "defaultInputModes": [_MEDIA_TYPE],
         "defaultOutputModes": [_MEDIA_TYPE],
         "skills": [
-            {"id": one.id, "name": one.name, "description": one.description, "tags": list(one.tags)}
+            {
+                "id": one.id,
+                "name": one.name,
+                "description": one.description or one.name,
+                "tags": list(one.tags or (one.id,)),
+            }
             for one in card.skills
         ],
     }
@@ -227,7 +236,7 @@ def _from_a2a(fields: Fields) -> AgentCard:
     peer_id = params.text("peerId")
     if fields.object("provider").text("organization") != agent.organization:
         raise ValueError("its provider is not the organization of its agent")
-    roles = params.object("roles")
+    roles = params.object("roles") if "roles" in params.names() else Fields({}, "no roles")
     return AgentCard(
         agent=agent,
         peer_id=peer_id,
@@ -260,7 +269,7 @@ def _read_skill(value: object, roles: Fields) -> Skill:
         name=fields.text("name"),
         description=fields.text("description"),
         tags=fields.texts("tags", most=_MAX_TAGS),
-        role=roles.text(name),
+        role=roles.text(name) if name in roles.names() else "",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -199,9 +199,16 @@ class Client:
         """Serve the local HTTP server at `target` (host:port) to other organizations, through a filter."""
         self._invoke(_control.serve_tunnel(name, target, filter_name))
 
-    def open_tunnel(self, name: str, organization: str, *, port: int = 0) -> int:
-        """Listen on loopback for a tunnel to `organization`; returns the port."""
-        return self._invoke(_control.open_tunnel(name, organization, port))
+    def open_tunnel(self, name: str, organization: str, *, port: int = 0, app_digests: Iterable[str] = ()) -> int:
+        """Listen on loopback for a tunnel to `organization`; returns the port.
+
+        Args:
+            name: of the tunnel, as it is served there.
+            organization: who serves it.
+            port: where to listen; 0 for any free port.
+            app_digests: SHA-256 in hex of the Flower app bundles that may come in through it; none: no app comes in.
+        """
+        return self._invoke(_control.open_tunnel(name, organization, port, app_digests))
 
     def shutdown(self) -> None:
         """Have the node drain and stop."""
@@ -347,9 +354,16 @@ class AsyncClient:
         """Serve the local HTTP server at `target` (host:port) to other organizations, through a filter."""
         await self._invoke(_control.serve_tunnel(name, target, filter_name))
 
-    async def open_tunnel(self, name: str, organization: str, *, port: int = 0) -> int:
-        """Listen on loopback for a tunnel to `organization`; returns the port."""
-        return await self._invoke(_control.open_tunnel(name, organization, port))
+    async def open_tunnel(self, name: str, organization: str, *, port: int = 0, app_digests: Iterable[str] = ()) -> int:
+        """Listen on loopback for a tunnel to `organization`; returns the port.
+
+        Args:
+            name: of the tunnel, as it is served there.
+            organization: who serves it.
+            port: where to listen; 0 for any free port.
+            app_digests: SHA-256 in hex of the Flower app bundles that may come in through it; none: no app comes in.
+        """
+        return await self._invoke(_control.open_tunnel(name, organization, port, app_digests))
 
     async def shutdown(self) -> None:
         """Have the node drain and stop."""

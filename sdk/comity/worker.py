@@ -231,6 +231,7 @@ class _Session:
         self._outbox: asyncio.Queue[pb.WorkRequest] = asyncio.Queue(3 * worker.size + 8)
         self._tasks: dict[int, tuple[asyncio.Task[None], Work]] = {}
         self._leaving = False
+        self._cut = False
 
     async def run(self, stop: Stop) -> None:
         """Serve until the node ends the stream.
@@ -256,6 +257,9 @@ class _Session:
             self.grant(worker.size - len(worker.running))
             while isinstance(message := await self._call.read(), pb.WorkResponse):
                 self._take(message)
+        except asyncio.CancelledError:
+            if not self._cut:  # else it is our own cut of the stream, which reaches us like a cancellation
+                raise
         finally:
             worker.session = None
             for helper in helpers:
@@ -339,6 +343,7 @@ class _Session:
             await asyncio.wait_for(stop.hurried.wait(), self._worker.drain_s)
         except TimeoutError:
             _log.warning("%d pieces of work were not done in %g s", len(self._tasks), self._worker.drain_s)
+        self._cut = True
         self._call.cancel()
 
 
@@ -351,12 +356,12 @@ def load_agent(text: str) -> Agent:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f"{text!r} does not name an agent: write module:agent or path/to/file.py:agent")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"there is no file {place}")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise ConfigError(f"cannot import {place}: {error}") from error
-    except ComityError as error:
-        raise ConfigError(f"cannot import {place}: {error.diagnostics()}") from error
     except Exception as error:  # a user's module may raise anything; reported with its traceback by the caller
         raise ConfigError(f"cannot import {place}: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
@@ -368,8 +373,8 @@ def load_agent(text: str) -> Agent:
 
 def _import_file(path: Path) -> object:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"there is no file {path}")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # as for a script: its neighbours can be imported
     sys.modules[path.stem] = module

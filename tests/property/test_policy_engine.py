@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from comity_node.policy import cedar
 from comity_node.policy.engine import Policy
-from comity_node.policy.matching import examine
+from comity_node.policy.matching import examine, nearest
 from comity_node.policy.model import (
     ACTIONS,
     CLASSIFICATIONS,
@@ -209,6 +209,8 @@ def test_the_compiled_match_is_the_examined_one(seed: int) -> None:
         assert not (decision.allowed and stops)
         assert decision.allowed <= bool(allows)
         assert decision.reason
+        if not decision.allowed and not decision.rules:
+            assert decision.near_misses == nearest(document, request)
 
 
 @pytest.mark.invariant("S1")

@@ -28,8 +28,8 @@ def test_p_values_fall_as_the_statistic_grows_and_stay_in_range(values: np.ndarr
     assert Tail.from_json(tail.to_json()) == tail
 
 
-@pytest.mark.parametrize(("size", "excess"), [(2000, 0.1), (80, 0.5)])
-def test_p_values_of_good_rows_are_uniform_on_average(size: int, excess: float) -> None:
+@pytest.mark.parametrize("size", [80, 2000])
+def test_p_values_of_good_rows_are_uniform_on_average(size: int) -> None:
     # One sample of a few thousand strays by 0.01 and more, so the mean over many is what can be held to account.
     levels = (0.01, 0.05, 0.2, 0.5)
     shares = []
@@ -38,7 +38,7 @@ def test_p_values_of_good_rows_are_uniform_on_average(size: int, excess: float) 
         found = Tail.fit(rng.gamma(4.0, size=size)).p_value(rng.gamma(4.0, size=2000))
         shares.append([(found < level).mean() for level in levels])
     for share, level in zip(np.mean(shares, axis=0), levels, strict=True):
-        assert 0.9 * level < share < (1 + excess) * level
+        assert 0.85 * level < share < 1.15 * level
 
 
 @given(

@@ -90,6 +90,16 @@ def test_the_whole_walk(cli: Cli, homes: tuple[Path, Path], tmp_path: Path) -> N
     assert "stlukes.example  signed" in ok(cli("--home", mercy, "consortium", "show")).out
 
 
+def test_a_member_is_taken_out(cli: Cli, homes: tuple[Path, Path], tmp_path: Path) -> None:
+    mercy, stlukes = homes
+    bundle = make_bundle(cli, homes, tmp_path / "bundle.json")
+    refused(cli("consortium", "remove", bundle, "hope.example"), "no member")
+    ok(cli("consortium", "remove", bundle, "stlukes.example"))
+    refused(cli("--home", stlukes, "consortium", "sign", bundle), "do not sign it")
+    ok(cli("--home", mercy, "consortium", "sign", bundle))
+    assert ok(cli("--home", mercy, "--json", "consortium", "verify", bundle)).json["epoch"] == 3
+
+
 def test_the_key_stays_and_is_the_identity(cli: Cli, tmp_path: Path) -> None:
     home = tmp_path / "mercy"
     made = ok(cli("--home", home, "--json", "init", "--organization", "mercy.example")).json

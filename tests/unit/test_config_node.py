@@ -12,7 +12,7 @@ import pytest
 
 from comity.errors import ConfigError
 from comity_node import config, telemetry
-from comity_node.cli.initialize import node_yaml
+from comity_node.templates import node_yaml
 
 PEER = "12D3KooWAknGNDQ2V3oeErGz85jQqiRChGNxNrtBavixqnA4PsXE"
 
@@ -60,10 +60,25 @@ def test_what_init_writes_is_valid_and_says_the_defaults(tmp_path: Path) -> None
     loaded = config.load(write(tmp_path, text))
     minimal = 'version: 1\norganization: mercy.example\nnode: n1\nlisten: ["/ip4/0.0.0.0/tcp/4101"]\n'
     assert loaded == config.load(write(tmp_path, minimal))
-    uncommented = text.replace("# limits:", "limits:").replace("# datasets:", "datasets:").replace("# paths:", "paths:")
-    for key in ("key", "chain", "bundle", "policy", "database", "tumour-features", "  schema", "  private"):
-        uncommented = uncommented.replace(f"#   {key}: ", f"    {key}: ").replace(f"#   {key}:\n", f"    {key}:\n")
-    assert set(config.load(write(tmp_path, uncommented)).datasets) == {"tumour-features"}
+    uncommented = text.replace("# limits:", "limits:").replace("# paths:", "paths:")
+    for key in ("key", "chain", "bundle", "policy", "database"):
+        uncommented = uncommented.replace(f"#   {key}: ", f"    {key}: ")
+    assert loaded == config.load(write(tmp_path, uncommented))
+
+
+def test_what_a_program_writes_for_its_node(tmp_path: Path) -> None:
+    paths = {"schema": "data/schema.json", "private": "data/private.parquet"}
+    text = node_yaml(
+        "mercy.example",
+        "n1",
+        listen=["/ip4/127.0.0.1/tcp/0"],
+        bootstrap=[f"/ip4/127.0.0.1/tcp/4101/p2p/{PEER}"],
+        control="unix:/run/comity/c.sock",
+        datasets={"tumours": paths},
+    )
+    loaded = config.load(write(tmp_path, text))
+    assert loaded.control.address == "unix:/run/comity/c.sock"
+    assert loaded.datasets["tumours"].private == tmp_path / "data/private.parquet"
 
 
 @pytest.mark.parametrize("name", ["null", "true", "123", "1e5"])

@@ -117,41 +117,43 @@ DATA = "datasets: {d: {classification: public}}"
 
 @pytest.mark.invariant("S3")
 @pytest.mark.parametrize(
-    ("more", "place", "message"),
+    ("more", "message"),
     [
-        (", obligation: {}", "4:77", 'unknown key "obligation" in rules.0.; did you mean "obligations"'),
-        (", purpose: [a, a]", "4:90", "listed twice"),
-        (", purpose: [1]", "4:87", "quotes"),
-        (", data: {dataset: e}", "4:93", 'unknown dataset "e"'),
-        (", data: {kind: synthetics}", "4:90", 'did you mean "synthetic"'),
-        (", data: {classification: secret}", "4:100", "known: confidential, internal, public, restricted"),
-        (", data: {kinds: raw}", "4:84", 'did you mean "kind"'),
-        (", when: {record: {max: 1}}", "4:84", 'unknown label "record"; did you mean "records"'),
-        (", when: {records: {max: 1, min: 2}}", "4:93", "min is above max"),
-        (", when: {records: {}}", "4:93", "needs min, max or both"),
-        (", when: {records: 5}", "4:93", "expected a mapping"),
-        (", when: {tunnel: {max: 1}}", "4:92", "expected a string"),
-        (", when: {distinct_organizations: yes}", "4:108", "true or false"),
-        (", obligations: {redact: [a..b]}", "4:100", "no path"),
-        (", obligations: {redact: []}", "4:99", "empty"),
-        (", obligations: {generalize: {age: 0}}", "4:109", "must be from 1e-06"),
-        (", obligations: {generalize: {age: 0.1234567}}", "4:109", "six decimals"),
-        (", obligations: {generalize: {a.: 1}}", "4:104", "no path"),
-        (", obligations: {min_distance_to_private: -1}", "4:116", "must be from 0"),
-        (", obligations: {rate: {records: 1}}", "4:97", 'the key "per" is missing'),
-        (", obligations: {rate: {records: 1, per: 1}}", "4:115", "duration"),
-        (", obligations: {retain: 10ms}", "4:99", "must be from 1s"),
-        (", obligations: {review: {quorum: 0}}", "4:107", "from 1 to 1000"),
-        (", obligations: {review: {quorum: 1, min_score: 70}}", "4:121", "from 0 to 1"),
-        (", obligations: {onward: no}", "4:99", 'unknown value "no"'),
-        (", from: {organization: '*'}", "4:83", "names the other side once"),
-        (", with: {organization: '*'}", "4:83", "names the other side once"),
+        (", @obligation: {}", 'unknown key "obligation" in rules.0.; did you mean "obligations"'),
+        (", purpose: [a, @a]", "listed twice"),
+        (", purpose: [@1]", "quotes"),
+        (", data: {dataset: @e}", 'unknown dataset "e"'),
+        (", data: {kind: @synthetics}", 'did you mean "synthetic"'),
+        (", data: {classification: @secret}", "known: confidential, internal, public, restricted"),
+        (", data: {@kinds: raw}", 'did you mean "kind"'),
+        (", when: {@record: {max: 1}}", 'unknown label "record"; did you mean "records"'),
+        (", when: {records: @{max: 1, min: 2}}", "min is above max"),
+        (", when: {records: @{}}", "needs min, max or both"),
+        (", when: {records: @5}", "expected a mapping"),
+        (", when: {tunnel: @{max: 1}}", "expected a string"),
+        (", when: {distinct_organizations: @yes}", "true or false"),
+        (", obligations: {redact: [@a..b]}", "no path"),
+        (", obligations: {redact: @[]}", "empty"),
+        (", obligations: {generalize: {age: @0}}", "must be from 1e-06"),
+        (", obligations: {generalize: {age: @0.1234567}}", "six decimals"),
+        (", obligations: {generalize: {@a.: 1}}", "no path"),
+        (", obligations: {min_distance_to_private: @-1}", "must be from 0"),
+        (", obligations: {rate: @{records: 1}}", 'the key "per" is missing'),
+        (", obligations: {rate: {records: 1, per: @1}}", "duration"),
+        (", obligations: {retain: @10ms}", "must be from 1s"),
+        (", obligations: {review: {quorum: @0}}", "from 1 to 1000"),
+        (", obligations: {review: {quorum: 1, min_score: @70}}", "from 0 to 1"),
+        (", obligations: {onward: @no}", 'unknown value "no"'),
+        (", from: @{organization: '*'}", "names the other side once"),
+        (", with: @{organization: '*'}", "names the other side once"),
     ],
 )
-def test_a_rule_is_refused_with_its_place(more: str, place: str, message: str) -> None:
+def test_a_rule_is_refused_with_its_place(more: str, message: str) -> None:
+    """`@` marks where the error must point to."""
     with pytest.raises(ConfigError, match=message) as caught:
-        policy(RULE.format(more=more), DATA)
-    assert f"{caught.value.file}:{caught.value.line}:{caught.value.column}" == f"p.yaml:{int(place[0]) + 1}{place[1:]}"
+        policy(RULE.format(more=more.replace("@", "")), DATA)
+    column = RULE.format(more=more).index("@") + 1
+    assert (caught.value.file, caught.value.line, caught.value.column) == ("p.yaml", 5, column)
 
 
 @pytest.mark.invariant("S3")
@@ -179,7 +181,7 @@ def test_a_rule_is_refused_with_its_place(more: str, place: str, message: str) -
         ("{id: a, effect: forbid, action: '*', data: {personal: [x]}}", "a forbid rule has none"),
         (
             "{id: a, effect: forbid, action: '*'}\n  - {id: a, effect: forbid, action: '*'}",
-            "already taken by p.yaml:4:5",
+            "already taken by p.yaml:5:5",
         ),
         ("no", "expected a mapping"),
     ],
@@ -190,6 +192,10 @@ def test_a_rule_is_refused(rule: str, message: str) -> None:
     assert caught.value.line >= 4
 
 
+START = "version: 1\norganization: a.example\nrules: []\n"
+SCHEMA_IS = START + "datasets: {d: {classification: public, schema: "
+
+
 @pytest.mark.invariant("S3")
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -198,21 +204,21 @@ def test_a_rule_is_refused(rule: str, message: str) -> None:
         ("version: 2\norganization: a.example\nrules: []", "from 1 to 1"),
         ("version: 1\nrules: []", '"organization" is missing'),
         ("version: 1\norganization: a.example", '"rules" is missing'),
-        ("version: 1\norganization: a.example\nrules: []\nrule: []", 'did you mean "rules"'),
-        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: b}}", "unknown purpose"),
-        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: b}, b: {parent: a}}", "own ancestor"),
-        ("version: 1\norganization: a.example\nrules: []\npurposes: {a: {parent: a}}", "own ancestor"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {}}", '"classification" is missing'),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {D: {classification: public}}", "is no name"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: none.yaml}}", "no such file"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {}}}}", '"type" is missing'),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: text}}}}", "unknown type"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: string, max: 3}}}}", "no range"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: number, values: [x]}}}}", "values are for"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: number, min: 3, max: 2}}}}", "min is above"),
-        ("version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: {a: {type: string, personal: no}}}}", "true or false"),
+        (START + "rule: []", 'did you mean "rules"'),
+        (START + "purposes: {a: {parent: b}}", "unknown purpose"),
+        (START + "purposes: {a: {parent: b}, b: {parent: a}}", "own ancestor"),
+        (START + "purposes: {a: {parent: a}}", "own ancestor"),
+        (START + "datasets: {d: {}}", '"classification" is missing'),
+        (START + "datasets: {D: {classification: public}}", "is no name"),
+        (SCHEMA_IS + "none.yaml}}", "no such file"),
+        (SCHEMA_IS + "{a: {}}}}", '"type" is missing'),
+        (SCHEMA_IS + "{a: {type: text}}}}", "unknown type"),
+        (SCHEMA_IS + "{a: {type: string, max: 3}}}}", "no range"),
+        (SCHEMA_IS + "{a: {type: number, values: [x]}}}}", "values are for"),
+        (SCHEMA_IS + "{a: {type: number, min: 3, max: 2}}}}", "min is above"),
+        (SCHEMA_IS + "{a: {type: string, personal: no}}}}", "true or false"),
     ],
-)  # fmt: skip
+)
 def test_a_policy_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         loads_policy(text)
@@ -222,12 +228,10 @@ def test_a_policy_is_refused(text: str, message: str) -> None:
 def test_a_broken_schema_file_is_named_itself(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"version": 1, "fields": {"a": {"type": "numbr"}}}')
     path = tmp_path / "p.yaml"
-    path.write_text(
-        "version: 1\norganization: a.example\nrules: []\ndatasets: {d: {classification: public, schema: s.json}}"
-    )
+    path.write_text(SCHEMA_IS + "s.json}}")
     with pytest.raises(ConfigError, match='did you mean "number"') as caught:
         load(path)
-    assert (caught.value.file, caught.value.line, caught.value.column) == (str(tmp_path / "s.json"), 1, 42)
+    assert (caught.value.file, caught.value.line, caught.value.column) == (str(tmp_path / "s.json"), 1, 41)
 
 
 def test_undeclared_purposes_are_any_words_and_declared_ones_are_not() -> None:

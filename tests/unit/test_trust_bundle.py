@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -198,14 +198,17 @@ def test_a_signature_counts_for_its_own_ca_only(ca: Authorities) -> None:
         "tumours", [ca.mercy.certificate_pem, ca.hope.certificate_pem], issued_ms=NOW_MS, expires_ms=END_MS
     )
     envelope = Dsse.decode(unsigned, BUNDLE_PAYLOAD_TYPE)
-    mine = envelope.signed_by(Signer(ca.mercy.certificate.fingerprint, ca.mercy.sign))
-    for extra in (
-        Signer(ca.hope.certificate.fingerprint, ca.mercy.sign),
-        Signer(ca.third.certificate.fingerprint, ca.third.sign),
-        Signer(ca.mercy.certificate.fingerprint, ca.mercy.sign),
+    mercy = Signer(ca.mercy.certificate.fingerprint, ca.mercy.sign)
+    hope = Signer(ca.hope.certificate.fingerprint, ca.hope.sign)
+    whole = envelope.signed_by(mercy).signed_by(hope)
+    verify_bundle(whole.encode(), now_ms=NOW_MS, own_ca=None)
+    for wrong in (
+        envelope.signed_by(mercy).signed_by(replace(hope, sign=ca.mercy.sign)),
+        whole.signed_by(Signer(ca.third.certificate.fingerprint, ca.third.sign)),
+        whole.signed_by(mercy),
     ):
-        with pytest.raises(BundleInvalid):
-            verify_bundle(mine.signed_by(extra).encode(), now_ms=NOW_MS, own_ca=None)
+        with pytest.raises(BundleInvalid, match=r"does not verify|by no member's CA"):
+            verify_bundle(wrong.encode(), now_ms=NOW_MS, own_ca=None)
 
 
 def test_what_cannot_be_a_bundle(ca: Authorities) -> None:

@@ -281,6 +281,16 @@ def test_a_changed_leaf_is_refused(consortium: Consortium, where: int, flip: int
         consortium.trust.verify_chain([bytes(der)], NOW_MS)
 
 
+def test_bytes_that_no_signature_covers_cannot_be_changed(consortium: Consortium) -> None:
+    """DER lets a signature that ends with a 0 bit claim that it is unused."""
+    der = next(one for one in (consortium.chain()[0] for _ in range(1000)) if one[-1] % 2 == 0)
+    signature = x509.load_der_x509_certificate(der).signature
+    changed = der[: -len(signature) - 1] + b"\x01" + signature
+    assert x509.load_der_x509_certificate(changed).signature == signature
+    with pytest.raises(ChainInvalid, match="unused bits"):
+        consortium.trust.verify_chain([changed], NOW_MS)
+
+
 @given(st.binary(max_size=300))
 def test_noise_is_no_chain(consortium: Consortium, noise: bytes) -> None:
     with pytest.raises(ChainInvalid):

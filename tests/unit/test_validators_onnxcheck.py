@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_caps() -> None:
 def test_doubling_concatenation_is_refused() -> None:
     def doubling(times: int) -> bytes:
         names = ["x", *(f"v{n}" for n in range(times))]
-        pairs = zip(names, names[1:], strict=False)
+        pairs = pairwise(names)
         made = model([helper.make_node("Concat", [a, a], [b], axis=0) for a, b in pairs])
         data: bytes = made.SerializeToString()
         return data

@@ -12,7 +12,7 @@ from comity.errors import ConfigError, ModelError
 from comity_node.demo.adversary import Adversary, Kind
 from comity_node.demo.data import Split, breast_cancer, split
 from comity_node.demo.generator import Generator
-from comity_node.validators.runtime import MANIFEST_FILE
+from comity_node.validators.runtime import MANIFEST_FILE, Manifest
 from comity_node.validators.tabular import DEFAULT_MIN_SCORE, RowReview, Validator
 
 SEED = 0
@@ -124,7 +124,7 @@ def test_a_restart_remembers_what_was_seen(parts: Split, built: Path, validator:
 
 def test_feedback_names_the_worst_field(parts: Split, validator: Validator) -> None:
     row = rows_of(parts, 1, 1)[0]
-    wrong = {**row, "worst_texture": row["worst_texture"] * 4}
+    wrong = {**row, "worst_texture": row["worst_texture"] * 8}
     (review,) = validator.review("h1", [wrong])
     assert review.score < DEFAULT_MIN_SCORE
     assert any(text.startswith("range: worst_texture is too large") for text in review.feedback)
@@ -195,6 +195,18 @@ def test_a_changed_file_is_refused(built: Path, tmp_path: Path, name: str) -> No
     data[len(data) // 2] ^= 1
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ModelError, match="not the pinned file"):
+        Validator.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"kind": "other/1"}, {"tails": {}}, {"tails": {"label": {"body": [1.0]}}}])
+def test_a_validator_of_another_version_is_refused(built: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    files = {file.name: file.read_bytes() for file in built.iterdir() if file.suffix in (".onnx", ".npy")}
+    settings = {**json.loads((built / "validator.json").read_bytes()), **change}
+    files["validator.json"] = json.dumps(settings).encode()
+    files[MANIFEST_FILE] = json.dumps(Manifest.of(files).to_json()).encode()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ModelError, match="build it again"):
         Validator.load(tmp_path)
 
 

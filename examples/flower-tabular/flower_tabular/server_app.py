@@ -27,7 +27,9 @@ def main(grid: Grid, context: Context) -> None:
     members = int(config["members"])
     average = FedAvg(fraction_evaluate=0.0, min_train_nodes=members, min_available_nodes=members)
     with Client() as node:
-        terms = FederationTerms(str(config["federation"]), node.status().organization, str(config["agreement"]))
+        # An organization has one update a round: the run's id keeps the rounds of two runs apart.
+        federation = f"{config['federation']}-{context.run_id}"
+        terms = FederationTerms(federation, node.status().organization, str(config["agreement"]))
         certified, _ = task.certified_rows(node, str(config["dataset"]), terms.agreement_digest, layout)
         scale = task.shared_scale(certified, layout)
         validator = LogisticValidator(scale.apply(heldout), labels)

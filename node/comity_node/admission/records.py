@@ -16,7 +16,7 @@ from comity import hops
 from comity.agreement import Agreed
 from comity.digest import canonical_json, sha256
 from comity.errors import AgreementError, InvalidRecord, PolicyDenied
-from comity.trust import Attested
+from comity.trust import Attested, NodeIdentity
 from comity.v1.task_pb2 import Task
 from comity_node.admission.gate import Gate, Question
 from comity_node.policy import obligations as duties
@@ -100,6 +100,11 @@ class RecordGate:
         self._gate = gate
         self._datasets = datasets
 
+    @property
+    def identity(self) -> NodeIdentity:
+        """The node's own identity, which signs the hops."""
+        return self._gate.identity
+
     def dataset(self, name: str) -> Dataset:
         """Return what is known about a dataset.
 
@@ -117,7 +122,7 @@ class RecordGate:
         CPU-bound (signs, measures distances): call it off the event loop.
         """
         dataset = self.dataset(agreed.terms.dataset)
-        recipients = sorted(agreed.reviewers(self._gate.identity.organization))
+        recipients = sorted(agreed.reviewers(self.identity.organization))
         out: list[Draft | Refused] = []
         for draft in drafts:
             try:
@@ -155,8 +160,8 @@ class RecordGate:
                 return Refused(draft.task_id, "min_distance_to_private", tuple(rules) or ("agreement",), detail)
             attested["min_distance_to_private"] = f"{owed.min_distance_to_private:g}"
         record = canonical_json(dict(fields))
-        passage = self._passage(agreed, replace(draft, record=record), hops.CREATE, attested=attested)
-        hop = hops.sign_hop(self._gate.identity, passage, draft.history)
+        passage = self.passage(agreed, replace(draft, record=record), hops.CREATE, attested=attested)
+        hop = hops.sign_hop(self.identity, passage, draft.history)
         return Draft(draft.task_id, draft.revision, record, (*draft.history, hop))
 
     async def send(self, agreed: Agreed, drafts: Sequence[Draft], to: str) -> list[Draft | Refused]:
@@ -185,8 +190,8 @@ class RecordGate:
             except PolicyDenied as error:
                 out.append(Refused(draft.task_id, action, error.rules or decision.rules, error.reason))
                 continue
-            passage = self._passage(agreed, draft, action, to=to, decision=decision)
-            hop = hops.sign_hop(self._gate.identity, passage, draft.history)
+            passage = self.passage(agreed, draft, action, to=to, decision=decision)
+            hop = hops.sign_hop(self.identity, passage, draft.history)
             out.append(replace(draft, history=(*draft.history, hop)))
         return out
 
@@ -199,7 +204,7 @@ class RecordGate:
             CertificateInvalid: a history does not verify.
             InvalidRecord: a record does not fit the schema.
         """
-        me = self._gate.identity.organization
+        me = self.identity.organization
         agreed.check_active(self._gate.now_ms())
         if sender.organization not in agreed.participants or me not in agreed.participants:
             raise AgreementError(f"{sender.organization} does not take part in agreement {agreed.digest.hex()[:12]}")
@@ -250,10 +255,11 @@ class RecordGate:
             fields=frozenset(fields),
         )
 
-    def _passage(
+    def passage(
         self, agreed: Agreed, draft: Draft, action: str, *, to: str = "",
         decision: Decision | None = None, attested: Mapping[str, str] | None = None,
     ) -> hops.Passage:  # fmt: skip
+        """Return what a hop of this draft says."""
         return hops.Passage(
             task_id=draft.task_id,
             revision=draft.revision,

@@ -18,7 +18,7 @@ from comity.signing import PrivateKey, peer_id
 from comity.trust import NodeIdentity
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import Context, fields, read_bytes, write_new
-from comity_node.cli.initialize import CA_DIRECTORY
+from comity_node.templates import CA_DIRECTORY
 
 _REQUEST = ".csr.pem"
 _ISSUED = ".issued.pem"

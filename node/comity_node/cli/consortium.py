@@ -12,6 +12,7 @@ from comity.bundle import (
     load_bundle,
     new_bundle,
     read_bundle,
+    remove_member,
     sign_bundle,
     unsigned_members,
     verify_bundle,
@@ -21,7 +22,7 @@ from comity.errors import ChainInvalid
 from comity_node.cli.certificates import days
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import Context, fields, read_bytes, table, timestamp, write_new
-from comity_node.cli.initialize import CA_DIRECTORY
+from comity_node.templates import CA_DIRECTORY
 
 _DAY_MS = 86_400_000
 _MAX_PEM = 128 * 1024
@@ -105,6 +106,13 @@ def _add(context: Context, arguments: argparse.Namespace) -> None:
     _report(context, arguments.bundle, "the next epoch, which all members sign anew")
 
 
+def _remove(context: Context, arguments: argparse.Namespace) -> None:
+    expires = context.now_ms + arguments.days * _DAY_MS
+    raw = remove_member(_read(arguments.bundle), arguments.organization, issued_ms=context.now_ms, expires_ms=expires)
+    write_new(arguments.bundle, raw, force=True)
+    _report(context, arguments.bundle, "the next epoch, which all that are left sign anew")
+
+
 def _sign(context: Context, arguments: argparse.Namespace) -> None:
     ca = OrganizationCa.load(arguments.ca or context.home / CA_DIRECTORY)
     write_new(arguments.bundle, sign_bundle(_read(arguments.bundle), ca), force=True)
@@ -171,6 +179,12 @@ COMMAND = Command(
             "make the next epoch, with one more member or one more root of a member",
             _add,
             (_BUNDLE, argument("certificate", type=Path, metavar="CA", help="its root certificate (ca.pem)"), _DAYS),
+        ),
+        Command(
+            "remove",
+            "make the next epoch, without one of the members",
+            _remove,
+            (_BUNDLE, argument("organization", metavar="ORGANIZATION", help="the member that leaves"), _DAYS),
         ),
         Command(
             "sign",

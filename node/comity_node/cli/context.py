@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comity.errors import ComityError, ConfigError, MissingExtra
+from comity.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from comity_node.config import NodeConfig
@@ -22,16 +22,10 @@ CONTROL_VARIABLE = "COMITY_CONTROL"
 HOME_VARIABLE = "COMITY_HOME"
 
 
-class UsageError(ComityError):
+class UsageError(ConfigError):
     """The command line asks for something that cannot be; exit code 2."""
 
     code = "usage"
-
-
-class CommandFailed(ComityError):
-    """The command did its work and the answer is no (a check that does not hold); exit code 1."""
-
-    code = "failed"
 
 
 @contextmanager
@@ -105,9 +99,10 @@ class Context:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    def note(self, line: str) -> None:
-        """Say something that is not the answer (standard error)."""
-        sys.stderr.write(line + "\n")
+    def refuse(self, reason: str) -> int:
+        """Say that what was asked about does not hold, after the answer that says why; returns the exit code."""
+        sys.stderr.write(f"error: {printable(reason)}\n")
+        return 1
 
 
 def table(rows: Sequence[Sequence[object]], headings: Sequence[str]) -> str:

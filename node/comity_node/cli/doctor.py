@@ -24,8 +24,8 @@ from comity.trust import NodeIdentity, TrustStore
 from comity_node.cli.certificates import read_leaf
 from comity_node.cli.commands import Command
 from comity_node.cli.consortium import own_root
-from comity_node.cli.context import CommandFailed, Context, table
-from comity_node.cli.initialize import CA_DIRECTORY
+from comity_node.cli.context import Context, table
+from comity_node.templates import CA_DIRECTORY
 
 if TYPE_CHECKING:
     from comity_node.config import NodeConfig
@@ -210,7 +210,7 @@ def examine(context: Context) -> list[Finding]:
     return findings
 
 
-def _run(context: Context, _: argparse.Namespace) -> None:
+def _run(context: Context, _: argparse.Namespace) -> int:
     findings = examine(context)
     errors = sum(finding.level == "error" for finding in findings)
     rows = [(finding.level, finding.check, finding.detail) for finding in findings]
@@ -218,8 +218,7 @@ def _run(context: Context, _: argparse.Namespace) -> None:
         {"healthy": not errors, "findings": [asdict(finding) for finding in findings]},
         table(rows, ("", "CHECK", "FOUND")),
     )
-    if errors:
-        raise CommandFailed(f"{errors} of {len(findings)} findings keep this node from running")
+    return context.refuse(f"{errors} of {len(findings)} findings keep this node from running") if errors else 0
 
 
 COMMAND = Command("doctor", "check that everything is in place for this node to run", _run)

@@ -21,6 +21,8 @@ def _run(context: Context, arguments: argparse.Namespace) -> None:
 
 def _status(context: Context, arguments: argparse.Namespace) -> None:
     with connected(context, arguments) as node:
+        if arguments.wait:
+            node.wait_ready(arguments.wait)
         status = node.status()
     values = {
         "organization": status.organization,
@@ -91,7 +93,15 @@ NODE = Command(
             (argument("--log-level", choices=("debug", "info", "warning", "error"), help="instead of node.yaml's"),),
             description="Run the node in the foreground, until Ctrl-C or `comity node stop`. --json logs in JSON.",
         ),
-        Command("status", "say who the running node is and what it has counted", _status, CONTROL),
+        Command(
+            "status",
+            "say who the running node is and what it has counted",
+            _status,
+            (
+                argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for it to come up"),
+                *CONTROL,
+            ),
+        ),
         Command("stop", "have the running node drain and stop", _stop, CONTROL),
     ),
 )

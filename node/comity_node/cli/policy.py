@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from comity.bundle import MAX_BUNDLE, read_bundle
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import CommandFailed, Context, UsageError, as_json, extra, read_bytes
+from comity_node.cli.context import Context, UsageError, as_json, extra, read_bytes
 from comity_node.cli.node_client import CONTROL, connected
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def _policy_path(context: Context, arguments: argparse.Namespace) -> Path:
     return path or context.config().policy
 
 
-def _lint(context: Context, arguments: argparse.Namespace) -> None:
+def _lint(context: Context, arguments: argparse.Namespace) -> int:
     with extra("node"):
         from comity_node.policy import lint, loader
     path = _policy_path(context, arguments)
@@ -45,8 +45,7 @@ def _lint(context: Context, arguments: argparse.Namespace) -> None:
         },
         "\n".join([*map(str, findings), f"{path}: {rules} rules, {warnings} warnings"]),
     )
-    if warnings:
-        raise CommandFailed(f"{path}: {warnings} warnings")
+    return context.refuse(f"{path}: {warnings} warnings") if warnings else 0
 
 
 def _explain(context: Context, arguments: argparse.Namespace) -> None:
@@ -95,7 +94,7 @@ def _checked(request: dict[str, object]) -> Request:
     return cases.read_request(strictyaml.loads(json.dumps(request), "request"))
 
 
-def _test(context: Context, arguments: argparse.Namespace) -> None:
+def _test(context: Context, arguments: argparse.Namespace) -> int:
     with extra("node"):
         from comity_node.policy import cases
     reports = [cases.run(path) for path in arguments.cases]
@@ -112,8 +111,7 @@ def _test(context: Context, arguments: argparse.Namespace) -> None:
         },
         "\n".join([*lines, f"{len(results) - failed} of {len(results)} cases passed"]),
     )
-    if failed:
-        raise CommandFailed(f"{failed} of {len(results)} cases failed")
+    return context.refuse(f"{failed} of {len(results)} cases failed") if failed else 0
 
 
 def label(text: str) -> tuple[str, object]:

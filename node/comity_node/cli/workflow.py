@@ -11,7 +11,7 @@ from pathlib import Path
 from comity.client import Client, Workflow
 from comity.errors import ConfigError
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import CommandFailed, Context, as_json, extra, fields, read_bytes, table, timestamp
+from comity_node.cli.context import Context, as_json, extra, fields, read_bytes, table, timestamp
 from comity_node.cli.node_client import CONTROL, connected
 
 _MAX_DOCUMENT = 64 * 1024
@@ -36,17 +36,16 @@ def _read_document(path: Path) -> Mapping[str, object]:
     return value
 
 
-def _submit(context: Context, arguments: argparse.Namespace) -> None:
+def _submit(context: Context, arguments: argparse.Namespace) -> int:
     document = _read_document(arguments.workflow)
     with connected(context, arguments) as node:
         workflow_id = node.submit_workflow(document)
         if not arguments.wait:
             context.emit({"workflow_id": workflow_id}, workflow_id)
-            return
+            return 0
         workflow = _wait(node, workflow_id)
     context.emit(_json(workflow), _text(workflow))
-    if workflow.state == "failed":
-        raise CommandFailed(f"workflow {workflow_id} failed: {workflow.reason}")
+    return context.refuse(f"workflow {workflow_id} failed: {workflow.reason}") if workflow.state == "failed" else 0
 
 
 def _wait(node: Client, workflow_id: str) -> Workflow:

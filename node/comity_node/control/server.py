@@ -55,7 +55,7 @@ class ServerLimits:
     max_calls: int = 1024
     call_s: float = 300.0
     drain_s: float = 2.0
-    stop_s: float = 5.0
+    stop_s: float = 3.0
 
 
 class ControlServer:
@@ -117,11 +117,10 @@ class ControlServer:
                 task_status.started(address)
                 await trio.sleep_forever()
             finally:
-                limits = self._limits
-                with trio.move_on_after(limits.drain_s + 2 * limits.stop_s) as scope:
-                    scope.shield = True
-                    await self._bridge.drain(limits.drain_s)
-                    await self._bridge.call_asyncio(self._close)
+                with trio.CancelScope(shield=True):  # each of the three is bounded by itself
+                    await self._bridge.drain(self._limits.drain_s)
+                    with trio.move_on_after(self._limits.stop_s):
+                        await self._bridge.call_asyncio(self._close)
                     await self._bridge.stop()
 
     # ---- on the asyncio thread

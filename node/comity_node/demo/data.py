@@ -229,13 +229,24 @@ def _shares(rng: np.random.Generator, totals: list[int], organizations: int, how
         if (shares[0] + shares[1]).min() >= how.min_rows:
             break
     else:
-        shares = [how.min_class + _divide(rng, rest, organizations, math.inf) for rest in spare]
+        shares = _even(totals, organizations)
     return [part.tolist() for part in shares]
 
 
+def _even(totals: list[int], organizations: int) -> list[Labels]:
+    """Divide each class evenly; where one class's remainder ends, the next one's begins, so that sums are even too."""
+    first, shares = 0, []
+    for total in totals:
+        base, extra = divmod(total, organizations)
+        part = np.full(organizations, base, dtype=np.int64)
+        part[(first + np.arange(extra)) % organizations] += 1
+        shares.append(part)
+        first += extra
+    return shares
+
+
 def _divide(rng: np.random.Generator, rest: int, organizations: int, concentration: float) -> Labels:
-    even = np.full(organizations, 1.0 / organizations)
-    weights = even if math.isinf(concentration) else rng.dirichlet([concentration] * organizations)
+    weights = rng.dirichlet([concentration] * organizations)
     part = np.floor(weights * rest).astype(np.int64)
     part[np.argsort(part)[: rest - int(part.sum())]] += 1
     return part

@@ -12,9 +12,9 @@ from comity.bundle import new_bundle, sign_bundle
 from comity.ca import OrganizationCa, certificate_request
 from comity.ids import SpiffeId
 from comity.signing import PrivateKey
-from comity_node.cli.initialize import node_yaml
 from comity_node.demo import data
 from comity_node.demo.policies import DATASET, policy_for
+from comity_node.templates import node_yaml
 
 CONSORTIUM = "breast-cancer-lab"
 HOSPITALS = ("mercy.example", "stlukes.example", "hope.example", "charite.example")

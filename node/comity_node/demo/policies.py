@@ -84,11 +84,12 @@ rules:
     purpose: [breast-cancer-screening]
     obligations: {{onward: never}}
 
-  # Federated training: updates leave with a signed manifest, through the tunnel to the training's server.
+  # Federated training: updates leave with a signed manifest, through the tunnel to the training's server (which may be
+  # this organization itself).
   - id: train-together
     effect: allow
     action: [update.send, update.receive]
-    with: {{organization: {others}, role: [trainer]}}
+    with: {{organization: {members}, role: [trainer]}}
     data: {{dataset: {dataset}, kind: update}}
     purpose: [breast-cancer-screening]
     when: {{examples: {{min: 20}}}}
@@ -120,6 +121,7 @@ def policy_for(organization: str, members: Sequence[str], *, bad: bool) -> str:
     return _HOSPITAL.format(
         organization=organization,
         dataset=DATASET,
+        members=json.dumps(list(members)),
         others=json.dumps([member for member in members if member != organization]),
         proposed=DISTANCE,
         floor=STRICT_DISTANCE if organization == STRICT else DISTANCE,

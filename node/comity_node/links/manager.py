@@ -356,8 +356,7 @@ class Links:
             raise PeerNotAttested(str(error) or "the peer has not attested itself in time") from error
         self._transport.confirm(channel.remote_peer)
         link = self._outbound.get(channel.remote_peer) or self._new_link(channel.remote_peer)
-        link.peer.attested = greeting.attested
-        link.peer.add_addresses(greeting.addresses, first=True)
+        link.peer.attest(greeting.attested, greeting.addresses)
         link.kick()
         return greeting, link.peer
 

@@ -185,8 +185,7 @@ class OutboundLink:
             await self._transport.disconnect(self.peer.peer_id)
             raise
         self._transport.confirm(self.peer.peer_id)
-        self.peer.attested = greeting.attested
-        self.peer.add_addresses(greeting.addresses, first=True)
+        self.peer.attest(greeting.attested, greeting.addresses)
         return greeting
 
     async def _keep_alive(self, channel: Channel, greeting: Greeting) -> None:

@@ -127,6 +127,13 @@ class Peer:
         ordered = (*addresses, *self.addresses) if first else (*self.addresses, *addresses)
         self.addresses = tuple(dict.fromkeys(ordered))[: self._max_addresses]
 
+    def attest(self, attested: Attested, addresses: Sequence[str]) -> None:
+        """The peer has attested itself, and says where it can be dialled."""
+        self.add_addresses(addresses, first=True)
+        if attested != self.attested:
+            self.attested = attested
+            self._changes.note()
+
     def set_phase(self, phase: Phase, reason: str = "") -> None:
         """Move on, and tell whoever waits."""
         self._connections += phase == "connected"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
 
-from comity_node.policy.matching import examine, nearest
+from comity_node.policy.matching import NEAREST, examine
 from comity_node.policy.model import (
     ACTIONS,
     INCOMPLETE,
@@ -30,6 +30,7 @@ from comity_node.policy.model import (
     Condition,
     Dataset,
     Decision,
+    NearMiss,
     Obligations,
     Onward,
     PolicyDocument,
@@ -153,9 +154,15 @@ class Policy:
 
     def _default(self, request: Request) -> Decision:
         what = f"no rule allows {request.action} {ACTIONS[request.action].value} {request.organization}"
-        near = nearest(self.document, request)
+        near = self._near_misses(request)
         hint = f"; nearest: {near[0]}" if near else ""
         return Decision(False, (), what + hint, _NOTHING, near)
+
+    def _near_misses(self, request: Request) -> tuple[NearMiss, ...]:
+        """Return what `matching.nearest` does, but put into words only the rules that it is about."""
+        allows = self._table[request.action].allows
+        near = sorted(allows, key=lambda rule: (rule.count_mismatches(request), rule.id))[:NEAREST]
+        return tuple(NearMiss(each.id, examine(self.document, each.rule, request).mismatches) for each in near)
 
 
 def _denied(rules: tuple[str, ...], reason: str) -> Decision:
@@ -167,15 +174,17 @@ def _some(paths: list[str], most: int = 5) -> str:
 
 
 class _Compiled:
-    """A rule with its sets ready to be looked up in; action and organization are left to the table."""
+    """A rule with its sets ready to be looked up in."""
 
     __slots__ = (
-        "actions", "allows", "bit", "conditions", "datasets", "declared", "kinds", "named", "organizations", "purposes",
-        "roles",
+        "actions", "allows", "bit", "classified", "conditions", "datasets", "declared", "id", "kinds", "organizations",
+        "purposes", "roles", "rule",
     )  # fmt: skip
 
     def __init__(self, bit: int, rule: Rule, document: PolicyDocument) -> None:
         self.bit = bit
+        self.rule = rule
+        self.id = rule.id
         self.allows = rule.allows
         self.actions = rule.actions
         self.organizations = rule.organizations
@@ -183,14 +192,13 @@ class _Compiled:
         self.kinds = rule.kinds
         self.purposes = None if rule.purposes is None else document.purposes_under(rule.purposes)
         self.conditions: tuple[Condition, ...] = rule.conditions
-        self.named = rule.datasets
-        #: The datasets that fit; with a condition on the classification, `declared` are those that have one.
         self.datasets = rule.datasets
-        self.declared: frozenset[str] | None = None
+        #: The datasets with a classification that the rule asks for, and all that have one.
+        self.classified: frozenset[str] | None = None
+        self.declared = frozenset(document.datasets)
         if rule.classifications is not None:
-            self.declared = frozenset(document.datasets)
-            fit = {each.name for each in document.datasets.values() if each.classification in rule.classifications}
-            self.datasets = frozenset(fit if rule.datasets is None else fit & rule.datasets)
+            wanted = (each.name for each in document.datasets.values() if each.classification in rule.classifications)
+            self.classified = frozenset(wanted)
 
     def matches(self, request: Request) -> bool | None:
         """Return what `matching.examine` says about this rule, of which action and organization are known to fit."""
@@ -200,9 +208,11 @@ class _Compiled:
             return False
         if self.purposes is not None and request.purpose not in self.purposes:
             return False
-        undecided = False
         if self.datasets is not None and request.dataset not in self.datasets:
-            if not self._unclassified(request.dataset):
+            return False
+        undecided = False
+        if self.classified is not None and request.dataset not in self.classified:
+            if self._is_classified(request.dataset):
                 return False
             undecided = True
         for condition in self.conditions:
@@ -212,20 +222,31 @@ class _Compiled:
             undecided |= holds is None
         return None if undecided else True
 
-    def _unclassified(self, dataset: str) -> bool:
-        """Whether the rule asks for a classification, and that is all that is not known of `dataset`."""
-        if self.declared is None or not dataset or dataset in self.declared:
-            return False
-        return self.named is None or dataset in self.named
+    def count_mismatches(self, request: Request) -> int:
+        """Return how many mismatches `matching.examine` finds in this rule, of which the action is known to fit."""
+        count = sum(condition.holds(request.labels) is False for condition in self.conditions)
+        count += self.organizations is not None and request.organization not in self.organizations
+        count += self.roles is not None and request.role not in self.roles
+        count += self.kinds is not None and request.kind not in self.kinds
+        count += self.purposes is not None and request.purpose not in self.purposes
+        count += self.datasets is not None and request.dataset not in self.datasets
+        if self.classified is not None and request.dataset not in self.classified:
+            count += self._is_classified(request.dataset)
+        return count
+
+    def _is_classified(self, dataset: str) -> bool:
+        """Whether it is known that `dataset` is of another classification; no dataset at all is of none."""
+        return not dataset or dataset in self.declared
 
 
 class _ActionTable:
     """The rules for one action, by organization."""
 
-    __slots__ = ("_required", "_required_names", "by_organization", "for_others")
+    __slots__ = ("_required", "_required_names", "allows", "by_organization", "for_others")
 
     def __init__(self, action: str, compiled: list[_Compiled]) -> None:
         rules = [rule for rule in compiled if action in rule.actions]
+        self.allows = tuple(rule for rule in rules if rule.allows)
         names = {name for rule in rules for name in rule.organizations or ()}
         self.for_others = tuple(rule for rule in rules if rule.organizations is None)
         self.by_organization = {

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from comity_node.policy.model import Mismatch, NearMiss, PolicyDocument, Request, Rule
 
+#: How many near misses are told.
+NEAREST = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Examination:
@@ -48,15 +51,15 @@ def examine(document: PolicyDocument, rule: Rule, request: Request) -> Examinati
     return Examination(matches, tuple(mismatches), tuple(unknown))
 
 
-def nearest(document: PolicyDocument, request: Request, most: int = 3) -> tuple[NearMiss, ...]:
-    """Return the allow rules for the request's action that do not match, those that fail on least first."""
+def nearest(document: PolicyDocument, request: Request) -> tuple[NearMiss, ...]:
+    """Return the allow rules for the request's action that come nearest to matching: fewest mismatches first."""
     misses = [
         NearMiss(rule.id, examine(document, rule, request).mismatches)
         for rule in document.rules
         if rule.allows and request.action in rule.actions
     ]
     failed = sorted((miss for miss in misses if miss.mismatches), key=lambda miss: (len(miss.mismatches), miss.rule))
-    return tuple(failed[:most])
+    return tuple(failed[:NEAREST])
 
 
 def _scope(document: PolicyDocument, rule: Rule, request: Request) -> Iterable[Mismatch]:

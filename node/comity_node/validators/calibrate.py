@@ -3,7 +3,8 @@
 Between observations the p-value is the empirical one. Past the last tenth of the observations it follows an
 exponential tail fitted to the excesses (peaks over threshold with shape 0: Coles, An Introduction to Statistical
 Modeling of Extreme Values, 2001, ch. 4), so that a hospital with eighty rows can still tell "one in a hundred" from
-"one in a million".
+"one in ten thousand". Because the tail's scale comes from few excesses, the predictive form is used, (1 + x/(k s))^-k
+for k excesses of mean s: the plain exponential would refuse half as many good rows again as it says.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ class Tail:
 
     Attributes:
         body: quantiles of the calibration values up to the threshold, ascending, equally spaced in probability.
-        share: share of the values above the threshold.
+        share: probability that a good row's value is above the threshold.
         scale: mean excess over the threshold.
+        count: how many excesses that is the mean of.
     """
 
     body: tuple[float, ...]
     share: float
     scale: float
+    count: int
 
     @classmethod
     def fit(cls, values: Vector) -> Tail:
@@ -48,32 +51,35 @@ class Tail:
         if count < 10:
             raise ValueError(f"ten observations are needed to calibrate, there are {count}")
         above = max(_MIN_TAIL, math.ceil(_TAIL_SHARE * count))
-        share = above / (count + 1.0)
+        share = (above + 1.0) / (count + 1.0)  # what lies above the m-th of n values, on average: 1 - m/(n+1)
         threshold = float(ordered[count - above - 1])
         scale = float((ordered[count - above :] - threshold).mean())
         points = np.linspace(0.0, 1.0, min(_BODY_POINTS, count - above))
         body = np.quantile(ordered[: count - above], points)
-        return cls(tuple(body.tolist()), share, max(scale, 1e-9))
+        return cls(tuple(body.tolist()), share, max(scale, 1e-9), above)
 
     def p_value(self, values: Vector) -> Vector:
         """Return how probable a good row's value at least this large is, each in (0, 1]."""
         threshold = self.body[-1]
         grid = np.linspace(1.0, self.share, len(self.body))
         inside = np.interp(values, np.asarray(self.body), grid)
-        beyond = self.share * np.exp(-np.maximum(values - threshold, 0.0) / self.scale)
+        excess = np.maximum(values - threshold, 0.0) / (self.scale * self.count)
+        beyond = self.share * np.exp(-self.count * np.log1p(excess))
         return np.where(values > threshold, beyond, inside)
 
     def to_json(self) -> dict[str, object]:
         """Return the JSON form."""
-        return {"body": list(self.body), "share": self.share, "scale": self.scale}
+        return {"body": list(self.body), "share": self.share, "scale": self.scale, "count": self.count}
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Tail:
         """Read what `to_json` made (a pinned file: it is trusted)."""
-        body, share, scale = value["body"], value["share"], value["scale"]
+        body, share, scale, count = value["body"], value["share"], value["scale"], value["count"]
         if not isinstance(body, list) or not isinstance(share, float) or not isinstance(scale, float):
             raise TypeError("not a tail")
-        return cls(tuple(float(point) for point in body), share, scale)
+        if not isinstance(count, int):
+            raise TypeError("not a tail")
+        return cls(tuple(float(point) for point in body), share, scale, count)
 
 
 def closest_of(p_pair: Vector, count: int) -> Vector:

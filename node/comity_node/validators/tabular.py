@@ -347,22 +347,21 @@ def _fit(rows: Matrix, labels: Labels, schema: Schema) -> dict[str, bytes]:
 
 
 def _load_parts(directory: Path, manifest: Manifest, provider: ProviderChoice) -> _Parts:
-    settings = json.loads(manifest.read(directory, _SETTINGS))
-    if settings.get("kind") != KIND:
-        raise ModelError(f"{directory}: made by another version ({settings.get('kind')}); build the validator again")
-    tails = {name: Tail.from_json(value) for name, value in settings["tails"].items()}
+    try:
+        settings = json.loads(manifest.read(directory, _SETTINGS))
+        if settings["kind"] != KIND:
+            raise ModelError(f"{directory}: a validator of the kind {settings['kind']!r}; build it again")
+        schema = Schema.from_json(settings["schema"])
+        transform = models.Transform.from_json(settings["transform"])
+        tails = {name: Tail.from_json(value) for name, value in settings["tails"].items()}
+        calibration = models.Calibration(**tails, disagreement=float(settings["disagreement"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{directory}: made by another version of the validator; build it again") from error
     moments = load_array(manifest.read(directory, "densities.npy"))
     first, second = (models.ClassDensity(m[0], m[1:], np.linalg.inv(m[1:])) for m in moments)
     open_one = [open_model(directory, manifest, name, provider=provider) for name in (_LABEL_MODEL, *_DENSITY_MODELS)]
-    return _Parts(
-        Schema.from_json(settings["schema"]),
-        models.Transform.from_json(settings["transform"]),
-        models.Calibration(**tails, disagreement=float(settings["disagreement"])),
-        load_array(manifest.read(directory, _ROWS)),
-        (first, second),
-        open_one[0],
-        (open_one[1], open_one[2]),
-    )
+    private = load_array(manifest.read(directory, _ROWS))
+    return _Parts(schema, transform, calibration, private, (first, second), open_one[0], (open_one[1], open_one[2]))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from comity.client import Client, ReleasedUpdate
-from comity.errors import ComityError, ConfigError, EnvelopeMalformed, PolicyDenied
+from comity.errors import ComityError, ConfigError, ControlError, EnvelopeMalformed, PolicyDenied
 from comity.flower import packing
 from comity.flower.manifest import (
     MANIFEST_RECORD,
@@ -118,7 +118,8 @@ def _train(
 
 
 def _reason(error: ComityError) -> str:
-    rules = f" (rules: {', '.join(error.rules)})" if isinstance(error, PolicyDenied) and error.rules else ""
+    known = error.rules if isinstance(error, PolicyDenied | ControlError) else ()
+    rules = f" (rules: {', '.join(known)})" if known else ""
     return f"{error.code}: {error.diagnostics()}{rules}"
 
 

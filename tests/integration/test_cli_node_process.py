@@ -1,0 +1,114 @@
+"""`comity node run` as a process: up, asked, stopped; and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
+WAIT_S = 60
+
+
+@pytest.fixture
+def home(cli: Cli) -> Iterator[Path]:
+    """A node's home with everything in place, under a short path (a socket's may have 100 characters)."""
+    with tempfile.TemporaryDirectory(prefix="comity") as directory:
+        home, bundle = Path(directory) / "mercy", Path(directory) / "bundle.json"
+        steps: tuple[tuple[str | Path, ...], ...] = (
+            ("init", "--organization", "mercy.example", "--listen", "/ip4/127.0.0.1/tcp/0"),
+            ("cert", "request"),
+            ("cert", "approve", home / "keys/node.csr.pem"),
+            ("cert", "install"),
+            ("consortium", "create", bundle, "--name", "tumours"),
+            ("consortium", "sign", bundle),
+            ("consortium", "install", bundle),
+        )
+        for step in steps:
+            code, _, err = cli("--home", home, *step)
+            assert code == 0, err
+        yield home
+
+
+def start(home: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "comity_node.cli", "--home", str(home), "node", "run", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def refusal(home: Path) -> str:
+    """What a node that cannot start says, in one line."""
+    process = start(home, "--log-level", "error")
+    out, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, out) == (1, ""), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.slow
+@pytest.mark.invariant("R5")
+def test_a_node_from_start_to_stop(cli: Cli, home: Path) -> None:
+    with start(home, "--json") as process:
+        try:
+            code, out, err = cli("--home", home, "--json", "node", "status", "--wait", str(WAIT_S))
+            assert code == 0, err
+            assert json.loads(out)["node"] == "spiffe://mercy.example/node/n1"
+            assert cli("--home", home, "doctor")[0] == 0
+            assert "control" in refusal(home) or "lock" in refusal(home), "a second node on the same home"
+            assert cli("--home", home, "node", "status")[0] == 0, "the first one goes on"
+            assert cli("--home", home, "node", "stop")[0] == 0
+            _, err = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    said = [json.loads(line)["message"] for line in err.splitlines()]
+    assert any(line.startswith("recovered") for line in said)
+    assert said[-1] == "stopped"
+    code, out, _ = cli("--home", home, "audit", "verify", "--json")
+    assert code == 0
+    assert json.loads(out)["unsigned"] == 0, "the last checkpoint covers everything"
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_it(cli: Cli, home: Path) -> None:
+    with start(home) as process:
+        try:
+            assert cli("--home", home, "node", "status", "--wait", str(WAIT_S))[0] == 0
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert err.rstrip().endswith("stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.invariant("S3")
+def test_what_keeps_a_node_from_starting(home: Path) -> None:
+    config, policy, bundle = home / "node.yaml", home / "policy.yaml", home / "consortium.json"
+    good = config.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config.write_text(good.replace("/tcp/0", f"/tcp/{port}"))
+        assert str(port) in refusal(home)
+    config.write_text(good + "lisen: []\n")
+    assert f"{config}:{len(good.splitlines()) + 1}:1" in refusal(home)
+    config.write_text(good)
+
+    rules = policy.read_text()
+    policy.write_text(rules.replace("effect: forbid", "effect: forbit"))
+    assert f"{policy}:" in refusal(home)
+    policy.unlink()
+    assert str(policy) in refusal(home)
+    policy.write_text(rules)
+
+    bundle.write_text("{}")
+    assert str(bundle) in refusal(home)

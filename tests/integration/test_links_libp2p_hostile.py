@@ -1,0 +1,266 @@
+"""Strangers on the port: garbage, silence, floods; and stock py-libp2p as the other end."""
+
+from __future__ import annotations
+
+import socket
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from comity.errors import ConfigError, PeerUnreachable
+from comity.signing import PrivateKey
+from comity_node.transport.address import parse_address
+from comity_node.transport.base import ByteStream
+from comity_node.transport.libp2p_transport import Libp2pLimits, Libp2pTransport
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+ECHO = "/echo/1"
+
+
+@asynccontextmanager
+async def echo_node(limits: Libp2pLimits | None = None) -> AsyncIterator[tuple[Libp2pTransport, trio.Nursery]]:
+    transport = Libp2pTransport(PrivateKey.generate(), [LOOPBACK], limits=limits)
+
+    async def echo(stream: ByteStream) -> None:
+        transport.confirm(stream.remote_peer)
+        while data := await stream.receive():
+            await stream.send(data)
+        await stream.aclose()
+
+    transport.serve(ECHO, echo)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(transport.run)
+            yield transport, nursery
+            nursery.cancel_scope.cancel()
+
+
+async def echoes(target: Libp2pTransport, nursery: trio.Nursery) -> None:
+    """A newcomer gets an answer."""
+    client = Libp2pTransport(PrivateKey.generate(), [])
+    await nursery.start(client.run)
+    stream = await client.open_stream(target.peer_id, target.addresses(), ECHO)
+    await stream.send(b"hello")
+    assert await stream.receive() == b"hello"
+    await stream.aclose()
+
+
+async def dial(target: Libp2pTransport) -> trio.SocketStream:
+    address = parse_address(target.addresses()[0])
+    return await trio.open_tcp_stream(address.host, address.port)
+
+
+async def drained(stream: trio.SocketStream) -> bytes:
+    """Everything until the node closes the connection."""
+    data = b""
+    async with stream:
+        try:
+            while piece := await stream.receive_some():
+                data += piece
+        except trio.BrokenResourceError:
+            pass
+    return data
+
+
+GARBAGE = {
+    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "zeros": bytes(64),
+    "not utf-8": b"\x05\xff\xfe\xfd\xfc\n",
+    "endless varint": b"\xff" * 64,
+    "empty message": b"\x00",
+    "wrong version": b"\x13/multistream/9.9.9\n",
+    "noise of zeros": b"\x13/multistream/1.0.0\n\x07/noise\n" + b"\x00\x20" + bytes(32),
+    "noise, short": b"\x13/multistream/1.0.0\n\x07/noise\n" + b"\x00\x01\x00",
+}
+
+
+@pytest.mark.invariant("S7")
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_on_the_port_hurts_nobody(name: str) -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=0.5)) as (target, nursery):
+            stream = await dial(target)
+            await stream.send_all(GARBAGE[name])
+            await drained(stream)  # the node closes it
+            await echoes(target, nursery)
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_huge_length_prefix_costs_nothing() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=20)) as (target, nursery):
+            stream = await dial(target)
+            await stream.send_all(b"\x13/multistream/1.0.0\n")
+            await stream.receive_some()
+            tracemalloc.start()
+            try:
+                await stream.send_all(b"\x80\x80\x80\x80\x04")  # 1 GiB
+                # It is refused by its prefix, long before the time is up and without reading what follows.
+                with trio.fail_after(5):
+                    await drained(stream)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert peak < 2_000_000
+            await echoes(target, nursery)
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_flood_of_small_messages_before_the_key_is_bounded() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=20, handshake_bytes=4096)) as (target, nursery):
+            stream = await dial(target)
+            await stream.send_all(b"\x13/multistream/1.0.0\n")
+            sent = 0
+            with trio.fail_after(5):
+                try:
+                    while True:
+                        await stream.send_all(b"\x03ls\n" * 100)
+                        await stream.receive_some(1)
+                        sent += 400
+                except trio.BrokenResourceError:
+                    await stream.aclose()
+            assert sent < 100_000
+            await echoes(target, nursery)
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_silent_sockets_do_not_block_newcomers_and_are_closed() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=1, max_unproved=32)) as (target, nursery):
+            silent = [await dial(target) for _ in range(100)]
+            await echoes(target, nursery)
+            for stream in silent:
+                await drained(stream)
+
+    trio.run(main)
+
+
+def test_more_connections_over_its_lifetime_than_the_swarm_would_have_slots() -> None:
+    async def main() -> None:
+        async with echo_node() as (target, _):
+            for _ in range(300):
+                async with trio.open_nursery() as one:
+                    await echoes(target, one)
+                    one.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_connections_of_one_peer_are_bounded_and_the_newest_wins() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(max_per_peer=2)) as (target, nursery):
+            key = PrivateKey.generate()
+            clients = [Libp2pTransport(key, []) for _ in range(4)]
+            streams = []
+            for client in clients:
+                await nursery.start(client.run)
+                streams.append(await client.open_stream(target.peer_id, target.addresses(), ECHO))
+            for client in clients[:2]:
+                for connection in client._connections.get(target.peer_id, []):
+                    await connection.closed.wait()
+            for stream in streams[2:]:
+                await stream.send(b"here")
+                assert await stream.receive() == b"here"
+
+    trio.run(main)
+
+
+def test_the_wrong_key_at_an_address_is_not_accepted() -> None:
+    async def main() -> None:
+        async with echo_node() as (target, nursery):
+            client = Libp2pTransport(PrivateKey.generate(), [])
+            await nursery.start(client.run)
+            somebody = PrivateKey.generate().peer_id
+            with pytest.raises(PeerUnreachable, match="does not correspond"):
+                await client.open_stream(somebody, target.addresses(), ECHO)
+            with pytest.raises(PeerUnreachable, match="no address is known"):
+                await client.open_stream(somebody, [], ECHO)
+
+    trio.run(main)
+
+
+def test_a_dead_address_does_not_keep_a_good_one_from_being_dialled_again() -> None:
+    async def main() -> None:
+        async with echo_node() as (target, nursery):
+            with socket.socket() as unused:
+                unused.bind(("127.0.0.1", 0))
+                dead = f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}"
+            client = Libp2pTransport(PrivateKey.generate(), [])
+            await nursery.start(client.run)
+            with pytest.raises(PeerUnreachable):
+                await client.open_stream(target.peer_id, [dead], ECHO)
+            stream = await client.open_stream(target.peer_id, [dead, *target.addresses()], ECHO)
+            await stream.aclose()
+
+    trio.run(main)
+
+
+def test_only_ip_addresses_can_be_listened_on() -> None:
+    with pytest.raises(ConfigError, match="names a host"):
+        Libp2pTransport(PrivateKey.generate(), ["/dns4/node.mercy.example/tcp/4001"])
+
+
+def test_stock_libp2p_and_ours_understand_each_other() -> None:
+    """Noise, multistream-select and Yamux against py-libp2p's own host, both ways."""
+    from libp2p import new_host
+    from libp2p.crypto.ed25519 import create_new_key_pair
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from multiaddr import Multiaddr
+
+    size = 700_000  # more than a window each way
+
+    async def main() -> None:
+        host = new_host(key_pair=create_new_key_pair())
+        got = 0
+
+        async def stock_echo(stream: object) -> None:
+            left = size
+            while left:
+                data = await stream.read(65536)  # type: ignore[attr-defined]
+                await stream.write(data)  # type: ignore[attr-defined]
+                left -= len(data)
+            await stream.close()  # type: ignore[attr-defined]
+
+        async with echo_node() as (target, nursery), host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+            host.set_stream_handler(ECHO, stock_echo)
+            # Stock dials us.
+            await host.connect(info_from_p2p_addr(Multiaddr(f"{target.addresses()[0]}/p2p/{target.peer_id}")))
+            stream = await host.new_stream(
+                info_from_p2p_addr(Multiaddr(f"{target.addresses()[0]}/p2p/{target.peer_id}")).peer_id, [ECHO]
+            )
+
+            async def feed() -> None:
+                for _ in range(size // 10_000):
+                    await stream.write(b"s" * 10_000)
+
+            nursery.start_soon(feed)
+            while got < size:
+                got += len(await stream.read(65536))
+            # We dial stock.
+            client = Libp2pTransport(PrivateKey.generate(), [])
+            await nursery.start(client.run)
+            stock_addresses = [str(address).split("/p2p/")[0] for address in host.get_addrs()]
+            ours = await client.open_stream(str(host.get_id()), stock_addresses, ECHO)
+
+            async def feed_ours() -> None:
+                await ours.send(b"c" * size)
+
+            nursery.start_soon(feed_ours)
+            back = 0
+            while data := await ours.receive():
+                back += len(data)
+            assert (got, back) == (size, size)
+        await host.close()
+
+    trio.run(main)
