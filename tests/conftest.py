@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from comity.ids import SpiffeId
@@ -21,6 +23,10 @@ from comity.trust import (
     sign_bundle,
     verify_bundle,
 )
+
+# No deadline for a single example: machines are busy. In CI the same examples each time.
+hypothesis.settings.register_profile("comity", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("comity")
 
 
 @pytest.fixture

@@ -253,7 +253,8 @@ class AsyncClient:
             ControlError: it did not within `timeout_s` seconds.
         """
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._channel.channel_ready()
         except TimeoutError as error:
             raise _not_ready(self.address, timeout_s) from error
 
@@ -296,7 +297,11 @@ class AsyncClient:
             pb.ListRecordsRequest(dataset=dataset, author=author, agreement_digest=agreement, limit=limit)
         )
         try:
-            while isinstance(page := await asyncio.wait_for(call.read(), self._timeout_s), pb.ListRecordsResponse):
+            while True:
+                async with asyncio.timeout(self._timeout_s):  # for a page, not for what the caller does with it
+                    page = await call.read()
+                if not isinstance(page, pb.ListRecordsResponse):
+                    return
                 for record in page.records:
                     yield to_record(record)
         except TimeoutError as error:

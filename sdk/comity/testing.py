@@ -109,7 +109,8 @@ class FakeNode(pb_grpc.WorkerServiceServicer):
         self._ids = itertools.count(1)
 
     def __enter__(self) -> FakeNode:
-        self._server = grpc.server(futures.ThreadPoolExecutor(_MAX_WORKERS), options=CHANNEL_OPTIONS)
+        options = (*CHANNEL_OPTIONS, ("grpc.http2.min_ping_interval_without_data_ms", 5_000))
+        self._server = grpc.server(futures.ThreadPoolExecutor(_MAX_WORKERS), options=options)
         pb_grpc.add_WorkerServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.address)
         self._server.start()

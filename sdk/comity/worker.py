@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -179,29 +180,25 @@ class _Worker:
             welcomed = self.connections
             try:
                 await self._connect(stop)
+                reason = f"the node at {self._address} ended the connection"
             except aio.AioRpcError as error:
+                refused = to_control_error(error, self._address, "Work")
                 if error.code() in _FATAL:
-                    raise to_control_error(error, self._address, "Work") from error
-                reason = to_control_error(error, self._address, "Work")
+                    raise refused from error
+                lost = self.connections > welcomed
+                reason = f"lost the node at {self._address}: {error.details()}" if lost else refused.diagnostics()
             except ControlError as error:
-                reason = error
+                reason = error.diagnostics()
             except TimeoutError:
-                reason = ControlError(f"the node at {self._address} did not welcome the worker in time")
-            else:
-                reason = ControlError(f"the node at {self._address} ended the connection")
+                reason = f"the node at {self._address} did not welcome the worker in time"
             if stop.leaving.is_set():
                 return
-            if self.connections > welcomed:
-                failures, reason = 0, ControlError(f"lost the node at {self._address}: {reason}")
-            else:
-                failures += 1
-            level = logging.WARNING if failures <= 1 else logging.DEBUG
-            _log.log(level, "%s; trying again", reason.diagnostics())
+            failures = 0 if self.connections > welcomed else failures + 1
+            _log.log(logging.WARNING if failures <= 1 else logging.DEBUG, "%s; trying again", reason)
             pause = self._uniform(_FIRST_BACKOFF_S / 2, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(failures, 10)))
-            try:
-                await asyncio.wait_for(stop.leaving.wait(), pause)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await stop.leaving.wait()
 
     def close(self) -> None:
         """Give up what still runs."""
@@ -246,7 +243,8 @@ class _Session:
         self._outbox.put_nowait(pb.WorkRequest(hello=hello))
         helpers = [asyncio.create_task(self._send()), asyncio.create_task(self._watch(stop))]
         try:
-            first = await asyncio.wait_for(self._call.read(), _WELCOME_S)
+            async with asyncio.timeout(_WELCOME_S):  # wait_for of Python 3.11 may swallow a cancellation
+                first = await self._call.read()
             if not isinstance(first, pb.WorkResponse) or not first.HasField("welcome"):
                 raise TimeoutError
             worker.connections += 1
@@ -340,7 +338,8 @@ class _Session:
         self._leaving = True
         await self._outbox.put(pb.WorkRequest(leaving=pb.WorkerLeaving()))
         try:
-            await asyncio.wait_for(stop.hurried.wait(), self._worker.drain_s)
+            async with asyncio.timeout(self._worker.drain_s):
+                await stop.hurried.wait()
         except TimeoutError:
             _log.warning("%d pieces of work were not done in %g s", len(self._tasks), self._worker.drain_s)
         self._cut = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -42,17 +43,27 @@ def start(home: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def refusal(home: Path) -> str:
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Take back what a node in this process does to logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def refused(cli: Cli, home: Path) -> str:
     """What a node that cannot start says, in one line."""
-    process = start(home, "--log-level", "error")
-    out, err = process.communicate(timeout=WAIT_S)
-    assert (process.returncode, out) == (1, ""), err
+    code, out, err = cli("--home", home, "node", "run", "--log-level", "error")
+    assert (code, out) == (1, ""), err
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     return err
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.invariant("R5")
 def test_a_node_from_start_to_stop(cli: Cli, home: Path) -> None:
     with start(home, "--json") as process:
@@ -61,7 +72,7 @@ def test_a_node_from_start_to_stop(cli: Cli, home: Path) -> None:
             assert code == 0, err
             assert json.loads(out)["node"] == "spiffe://mercy.example/node/n1"
             assert cli("--home", home, "doctor")[0] == 0
-            assert "control" in refusal(home) or "lock" in refusal(home), "a second node on the same home"
+            assert "in use by another node" in refused(cli, home), "a second node on the same home"
             assert cli("--home", home, "node", "status")[0] == 0, "the first one goes on"
             assert cli("--home", home, "node", "stop")[0] == 0
             _, err = process.communicate(timeout=WAIT_S)
@@ -90,25 +101,30 @@ def test_an_interrupt_stops_it(cli: Cli, home: Path) -> None:
     assert err.rstrip().endswith("stopped")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.invariant("S3")
-def test_what_keeps_a_node_from_starting(home: Path) -> None:
+def test_what_keeps_a_node_from_starting(cli: Cli, home: Path) -> None:
     config, policy, bundle = home / "node.yaml", home / "policy.yaml", home / "consortium.json"
     good = config.read_text()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         config.write_text(good.replace("/tcp/0", f"/tcp/{port}"))
-        assert str(port) in refusal(home)
+        assert str(port) in refused(cli, home)
     config.write_text(good + "lisen: []\n")
-    assert f"{config}:{len(good.splitlines()) + 1}:1" in refusal(home)
+    assert f"{config}:{len(good.splitlines()) + 1}:1" in refused(cli, home)
     config.write_text(good)
 
     rules = policy.read_text()
     policy.write_text(rules.replace("effect: forbid", "effect: forbit"))
-    assert f"{policy}:" in refusal(home)
+    assert f"{policy}:" in refused(cli, home)
     policy.unlink()
-    assert str(policy) in refusal(home)
+    assert str(policy) in refused(cli, home)
     policy.write_text(rules)
 
+    signed = bundle.read_text()
     bundle.write_text("{}")
-    assert str(bundle) in refusal(home)
+    assert str(bundle) in refused(cli, home)
+    bundle.write_text(signed)
+
+    (home / "node.db").write_text("this is no database, whatever else it may be" * 100)
+    assert "no SQLite database" in refused(cli, home)

@@ -321,7 +321,7 @@ def test_a_client_that_does_not_read_costs_a_few_pages_and_delays_nobody(address
 def test_a_message_over_the_limit_is_refused_and_the_node_stays_up(address: str) -> None:
     def use(address: str) -> None:
         with grpc.insecure_channel(address) as channel:
-            submit = channel.unary_unary("/comity.v1.ControlService/SubmitWorkflow")
+            submit = channel.unary_unary("/comity.v1.ControlService/SubmitWorkflow", None, None)
             with pytest.raises(grpc.RpcError) as caught:
                 submit(bytes(9 * 1024 * 1024), timeout=10)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -235,10 +235,9 @@ def test_stock_libp2p_and_ours_understand_each_other() -> None:
         async with echo_node() as (target, nursery), host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
             host.set_stream_handler(ECHO, stock_echo)
             # Stock dials us.
-            await host.connect(info_from_p2p_addr(Multiaddr(f"{target.addresses()[0]}/p2p/{target.peer_id}")))
-            stream = await host.new_stream(
-                info_from_p2p_addr(Multiaddr(f"{target.addresses()[0]}/p2p/{target.peer_id}")).peer_id, [ECHO]
-            )
+            us = info_from_p2p_addr(Multiaddr(f"{target.addresses()[0]}/p2p/{target.peer_id}"))
+            await host.connect(us)
+            stream = await host.new_stream(us.peer_id, [ECHO])
 
             async def feed() -> None:
                 for _ in range(size // 10_000):
@@ -261,6 +260,7 @@ def test_stock_libp2p_and_ours_understand_each_other() -> None:
             while data := await ours.receive():
                 back += len(data)
             assert (got, back) == (size, size)
+            await host.disconnect(us.peer_id)  # it does not close its sockets by itself
         await host.close()
 
     trio.run(main)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import cedarpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity_node.policy import cedar
@@ -167,7 +167,7 @@ def ask_cedar(exported: cedar.Export, asked: list[Request]) -> list[tuple[bool, 
 
 @pytest.mark.invariant("S3")
 @given(SEEDS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_decisions_and_determining_rules_equal_cedars(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -192,7 +192,7 @@ def test_the_oracle_sees_every_kind_of_decision() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_compiled_match_is_the_examined_one(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -215,7 +215,7 @@ def test_the_compiled_match_is_the_examined_one(seed: int) -> None:
 
 @pytest.mark.invariant("S1")
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_forbid_rule_never_widens_access(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -227,7 +227,7 @@ def test_a_forbid_rule_never_widens_access(seed: int) -> None:
 
 @pytest.mark.invariant("S1")
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_another_obligation_never_widens_access_nor_loosens_what_is_asked_for(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -246,7 +246,7 @@ def test_another_obligation_never_widens_access_nor_loosens_what_is_asked_for(se
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_another_allow_rule_never_loosens_what_was_asked_for_already(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -260,7 +260,7 @@ def test_another_allow_rule_never_loosens_what_was_asked_for_already(seed: int) 
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_decision_depends_neither_on_earlier_ones_nor_on_the_rules_order(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()

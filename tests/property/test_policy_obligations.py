@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity.digest import canonical_json
@@ -25,6 +25,9 @@ from comity_node.policy.obligations import (
     to_terms,
     verify,
 )
+
+#: A busy machine is no failure.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200)
 
 PATHS = ["age", "name", "notes", "notes.free_text", "notes.free_text.line", "visits.cost"]
 GRIDS = st.sampled_from([1e-6, 0.001, 0.1, 0.15, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 12.5, 999_999_937.0, 1e9])
@@ -56,6 +59,7 @@ records = st.fixed_dictionaries(
 
 
 @given(obligations, obligations, obligations)
+@PATIENT
 def test_merge_is_idempotent_commutative_and_associative(a: Obligations, b: Obligations, c: Obligations) -> None:
     assert merge(a, a) == a
     assert merge(a, b) == merge(b, a)
@@ -64,6 +68,7 @@ def test_merge_is_idempotent_commutative_and_associative(a: Obligations, b: Obli
 
 
 @given(obligations, obligations, obligations)
+@PATIENT
 def test_covers_is_the_order_of_merge(a: Obligations, b: Obligations, c: Obligations) -> None:
     both = merge(a, b)
     assert covers(both, a)
@@ -77,6 +82,7 @@ def test_covers_is_the_order_of_merge(a: Obligations, b: Obligations, c: Obligat
 
 
 @given(st.lists(obligations, max_size=4))
+@PATIENT
 def test_merging_many_covers_each(parts: list[Obligations]) -> None:
     assert all(covers(merge_all(parts), part) for part in parts)
 
@@ -89,7 +95,7 @@ def numeric_only(duties: Obligations) -> Obligations:
 
 @pytest.mark.invariant("S1")
 @given(obligations, obligations, records)
-@settings(max_examples=300)
+@PATIENT
 def test_what_is_applied_passes_each_sides_check(a: Obligations, b: Obligations, record: dict[str, Any]) -> None:
     a, b = numeric_only(a), numeric_only(b)
     before = json.dumps(record)
@@ -103,6 +109,7 @@ def test_what_is_applied_passes_each_sides_check(a: Obligations, b: Obligations,
 
 @pytest.mark.invariant("S1")
 @given(records, obligations)
+@PATIENT
 def test_nothing_but_what_was_asked_for_changes(record: dict[str, Any], duties: Obligations) -> None:
     duties = numeric_only(duties)
     done = apply(duties, record)
@@ -113,6 +120,7 @@ def test_nothing_but_what_was_asked_for_changes(record: dict[str, Any], duties: 
 
 
 @given(st.integers(-(10**9), 10**9) | st.floats(-1e12, 1e12), GRIDS)
+@PATIENT
 def test_rounding_goes_to_the_nearest_multiple(number: float, grid: float) -> None:
     duties = Obligations(generalize={"x": grid})
     rounded = apply(duties, {"x": number})["x"]
@@ -123,6 +131,7 @@ def test_rounding_goes_to_the_nearest_multiple(number: float, grid: float) -> No
 
 
 @given(st.integers(1, 10**6), GRIDS, st.floats(0.01, 0.99))
+@PATIENT
 def test_a_value_off_the_grid_is_noticed(multiple: int, grid: float, off: float) -> None:
     value = (multiple + off) * grid
     with pytest.raises(PolicyDenied, match="multiples"):
@@ -130,6 +139,7 @@ def test_a_value_off_the_grid_is_noticed(multiple: int, grid: float, off: float)
 
 
 @given(obligations)
+@PATIENT
 def test_what_an_agreement_carries_is_never_looser(duties: Obligations) -> None:
     message = to_terms(duties)
     back = from_terms(type(message).FromString(message.SerializeToString()))
@@ -145,6 +155,7 @@ def test_what_an_agreement_carries_is_never_looser(duties: Obligations) -> None:
 
 
 @given(st.floats(0, 1))
+@PATIENT
 def test_a_score_never_gets_looser_on_the_wire(score: float) -> None:
     assert 0 <= to_score(score) <= 10_000
     assert to_score(score) / 10_000 >= score - 1e-9

@@ -35,7 +35,7 @@ def test_a_worker_serves_and_comes_back(node: FakeNode) -> None:
         assert node.call("echo", [1, {"a": None}]) == {"got": [1, {"a": None}]}
         node.drop_workers()
         assert node.call("echo", 2) == {"got": 2}
-    assert node.skills == ()
+    assert not node.skills
 
 
 def test_failures_reach_the_caller(node: FakeNode) -> None:

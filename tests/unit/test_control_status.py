@@ -6,11 +6,12 @@ import logging
 
 import grpc
 import pytest
+from grpc.aio import AioRpcError, Metadata
 
 from comity import errors
 from comity._control import to_control_error
 from comity.errors import ComityError
-from comity_node.control.status import code_of, sole, status_of
+from comity_node.control.status import Status, code_of, sole, status_of
 
 Code = grpc.StatusCode
 
@@ -37,7 +38,7 @@ def test_an_error_keeps_its_code_and_text(error: ComityError, code: grpc.StatusC
     status = status_of(error, "get_status")
     assert status.code is code
     assert dict(status.metadata)["comity-code"] == error.code
-    back = to_control_error(_Failed(status.code, status.message, status.metadata), "unix:/s", "GetStatus")
+    back = to_control_error(failed(status), "unix:/s", "GetStatus")
     assert (back.code, str(back), back.advice) == (error.code, str(error), error.advice)
 
 
@@ -50,7 +51,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 
 def test_rules_and_retry_after_travel() -> None:
     denied = status_of(errors.PolicyDenied("no", rules=("never-raw-rows", "zweite-Regel-ü")), "m")
-    back = to_control_error(_Failed(denied.code, denied.message, denied.metadata), "unix:/s", "M")
+    back = to_control_error(failed(denied), "unix:/s", "M")
     assert back.rules == ("never-raw-rows", "zweite-Regel-ü")
     assert dict(status_of(errors.Busy("full", retry_after_ms=250), "m").metadata)["comity-retry-after-ms"] == "250"
 
@@ -84,23 +85,7 @@ def test_a_long_text_still_fits_into_headers(text: str) -> None:
     assert status.message.endswith("...")
 
 
-class _Failed(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+def failed(status: Status) -> AioRpcError:
     """A failed call as a client sees it."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        self._code, self._details, self._metadata = code, details, metadata
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        return self._metadata
-
-    def initial_metadata(self) -> None: ...
-    def is_active(self) -> bool: ...  # type: ignore[empty-body]
-    def time_remaining(self) -> None: ...
-    def cancel(self) -> None: ...
-    def add_callback(self, callback: object) -> None: ...
+    trailing = Metadata(*status.metadata)
+    return AioRpcError(status.code, Metadata(), trailing, details=status.message, debug_error_string="")

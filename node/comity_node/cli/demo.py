@@ -15,7 +15,7 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
     if (arguments.data is None) != (arguments.label is None):
         raise UsageError("--data and --label belong together (see: comity demo --help)")
     require("demo", _PACKAGES)
-    from comity_node.demo import DemoOptions, run
+    from comity_node.demo.run import DemoOptions, run
 
     options = DemoOptions(
         out=arguments.out,

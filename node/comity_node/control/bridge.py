@@ -269,12 +269,11 @@ class Bridge:
         """End the thread and with it `run`. Everything that still waits in asyncio is cancelled."""
         self._refusing = self._cancelling = True
         self.to_asyncio.put(self._halt.set)
-        with trio.move_on_after(self._stop_s):
+        with trio.move_on_after(self._stop_s) as scope:
             await self._thread_ended.wait()
-            return
-        # A thread that hangs in gRPC is a daemon: it does not keep the process.
-        self._abandoned = True
-        self._thread_ended.set()
+        if scope.cancelled_caught:  # the thread hangs in gRPC; it is a daemon, and does not keep the process
+            self._abandoned = True
+            self._thread_ended.set()
 
     def _start(self, call: _Call[T]) -> None:
         if self._calls is None or self._cancelling:

@@ -1,1 +1,1 @@
-"""Five organizations on one machine: the whole way, live, on real data."""
+"""Five organizations on one machine: the whole way, live, on real data (`comity demo`)."""

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from comity.flower.data import Scale
 from comity.flower.scoring import Thresholds, Validation
 from comity.flower.validation import LogisticValidator
 from comity_node.demo.adversary import Row
-from comity_node.demo.data import Split, Table, split, write_split
+from comity_node.demo.data import LABEL, Split, Table, split, write_split
 from comity_node.demo.generator import Generator
 from comity_node.demo.participants import BadHospital, Hospital
 from comity_node.demo.training import (
@@ -246,8 +246,8 @@ def shared_scale(run: SeedRun) -> Scale:
     """Return the constants of a run: from certified rows, or from declared ranges when there are few of those."""
     rows = np.concatenate([one.rows for one in run.certified.values()])
     if len(rows) < _FEWEST_FOR_SCALE:
-        return Scale.of_ranges(run.ranges, "label")
-    return Scale.of_rows(run.fields, "label", rows)
+        return Scale.of_ranges(run.ranges, LABEL)
+    return Scale.of_rows(run.fields, LABEL, rows)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

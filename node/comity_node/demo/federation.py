@@ -1,14 +1,13 @@
 """Federated training in the demo: Flower's own processes on loopback, their traffic through the nodes' links.
 
 The SuperLink runs at the first hospital, a SuperNode at every organization. Those of the others reach it only through
-their own node's tunnel; the bad organization's trains on rows with all labels flipped.
+their own node's tunnel; the bad organization's trains on many synthetic rows with all labels flipped, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from comity.client import Client
 from comity_node.demo import data
+from comity_node.demo.ablation import poison
 from comity_node.demo.homes import BAD, Home
 from comity_node.demo.policies import DATASET
 from comity_node.demo.training import app_directory
@@ -39,7 +39,7 @@ def train(
     server, others = homes[0], homes[1:]
     schema = server.data / data.SCHEMA_FILE
     rows, held_out = _split_validation(server, seed)
-    _poison(next(home for home in homes if home.organization == BAD))
+    _poison(next(home for home in homes if home.organization == BAD), seed)
     result = flower_home / "result.json"
     with FlowerProcesses(flower_home) as flower:
         port = flower.start_superlink(
@@ -60,6 +60,7 @@ def train(
                 "COMITY_FLOWER_SERVER": server.organization,
                 "TABULAR_SCHEMA": str(home.data / data.SCHEMA_FILE),
                 "TABULAR_ROWS": str(private),
+                "TABULAR_CERTIFIED": "no" if home.organization == BAD else "yes",
                 "OMP_NUM_THREADS": "1",
             }
             flower.start_supernode(home.organization, ports[home.organization], environment=environment, wait=False)
@@ -110,8 +111,8 @@ def _split_validation(server: Home, seed: int) -> tuple[Path, Path]:
     return train_rows, held_out
 
 
-def _poison(bad: Home) -> None:
-    """Write the bad organization's own rows with every label flipped."""
+def _poison(bad: Home, seed: int) -> None:
+    """Write what the bad organization trains on."""
     schema = Schema.load(bad.data / data.SCHEMA_FILE)
     table = data.load_table(bad.data / data.PRIVATE_FILE, schema)
-    data.write_table(bad.data / POISONED, replace(table, labels=1 - table.labels))
+    data.write_table(bad.data / POISONED, poison(table, seed))

@@ -76,7 +76,7 @@ def _fit(rows: Mapping[int, Matrix]) -> dict[int, _ClassCopula]:
         weight = len(own) / (len(own) + _POOLED_ROWS)
         correlation = weight * _correlation(own) + (1.0 - weight) * pooled
         shrunk: Matrix = (1.0 - _SHRINKAGE) * correlation + _SHRINKAGE * np.eye(correlation.shape[0])
-        factor: Matrix = np.linalg.cholesky(shrunk)
+        factor = np.linalg.cholesky(shrunk).astype(np.float64)
         fitted[label] = _ClassCopula(np.sort(rows[label], axis=0), factor)
     return fitted
 

@@ -10,8 +10,8 @@ PURPOSE = "breast-cancer-screening"
 #: The hospital whose policy asks for more distance than the others propose: it makes a counter-offer.
 STRICT = "charite.example"
 #: Least distance of a synthetic row to the closest private one (standardized, over the root of the dimension).
-DISTANCE = 0.12
-STRICT_DISTANCE = 0.16
+DISTANCE = 0.2
+STRICT_DISTANCE = 0.25
 
 _HOSPITAL = """\
 # The policy of {organization}. What no rule allows is denied; a forbid beats every allow.

@@ -48,22 +48,17 @@ class FrameDecoder:
         self._broken = False
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the stream.
-
-        Raises:
-            FrameTooLarge: the length prefix that these bytes complete is over the limit.
-        """
+        """Take bytes from the stream; call `next_frame` until it returns None before feeding more."""
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
         self._buffer += data
-        self._length()
 
     def next_frame(self) -> tuple[int, bytes] | None:
         """Return the type and payload of the next whole frame, or None if it is not there yet.
 
         Raises:
-            FrameTooLarge: its length prefix is over the limit.
+            FrameTooLarge: its length prefix, which may be all that is there of it, is over the limit.
             ProtocolError: the frame is empty (it has not even a type), or the decoder has raised before.
         """
         length = self._length()

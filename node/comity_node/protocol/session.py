@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from comity.errors import Busy, FrameTooLarge, LinkClosed, ProtocolError, UnexpectedMessage
 from comity.v1 import link_pb2
-from comity_node.protocol.framing import FrameDecoder, encode_frame
+from comity_node.protocol.framing import PREFIX_BYTES, FrameDecoder, encode_frame
 from comity_node.protocol.session_events import (
     ErrorReceived,
     Established,
@@ -235,6 +235,8 @@ class Session:
             self._decoder.feed(data)
             while self._reads_frames() and (frame := self._decoder.next_frame()) is not None:
                 events.extend(self._on_frame(*frame))
+            if self._decoder.buffered > self.limits.max_frame + PREFIX_BYTES:
+                raise FrameTooLarge("too many bytes for a tunnel that is not open yet")
         except ProtocolError as error:
             self._fail(error)
             raise

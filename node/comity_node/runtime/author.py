@@ -311,8 +311,9 @@ class Author:
         revision = tasks[0].revision
         while True:
             event = self._news[batch] = trio.Event()
-            ballots = await self._ballots(agreed, batch, revision, tasks)
+            # In this order: whoever counts as having voted has its votes in the ballots.
             assignments = await self._database.read(lambda c: journal.list_assignments(c, batch, revision))
+            ballots = await self._ballots(agreed, batch, revision, tasks)
             waiting = [one for one in assignments if one.state not in _OVER]
             if not waiting or all(self._settled(agreed, task, ballots[task.task_id]) for task in tasks):
                 break

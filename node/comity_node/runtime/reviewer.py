@@ -177,6 +177,8 @@ class Reviewer:
             "purpose": agreed.terms.purpose,
             "min_score": agreed.terms.review.min_score,
             "records": [json.loads(task.record) for task in offer.tasks],
+            # So that a validator which remembers rows knows the ones that come again (a repair, a repeated offer).
+            "tasks": [task.id.hex() for task in offer.tasks],
         }
         while True:
             try:

@@ -13,15 +13,17 @@ that ruins the average. So the server's organization looks at every update befor
 4. *weight*: how many examples its organization says (and signs) it trained on, at most so many times the median of
    the others: a number that only its author can check must not buy the average.
 
-The medians are over the *others*, so an update never vouches for itself. They mean something while most of the
-others are honest: of n updates, at most (n - 2) / 2 may be bad. With fewer than two others only the validation
-is judged, against the current global model.
+The medians are over the *others*, so an update never vouches for itself, and over those only whose model is not
+worse than guessing on the held-out rows. They mean something while most of these are honest: with no held-out rows,
+at most (n - 2) / 2 of n updates may be bad. With fewer than two others only the validation is judged, against the
+current global model.
 
 No I/O, no clock, no random; needs numpy only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,11 +106,18 @@ def judge(
         thresholds: the limits, or the defaults.
     """
     limits = thresholds or Thresholds()
-    finite = [update for update in updates if bool(np.isfinite(update.parameters).all())]
+    credible = [update for update in updates if _is_credible(update, limits)]
     return tuple(
-        _judge_one(update, [other for other in finite if other is not update], origin, current, limits)
+        _judge_one(update, [other for other in credible if other is not update], origin, current, limits)
         for update in updates
     )
+
+
+def _is_credible(update: Update, limits: Thresholds) -> bool:
+    """Whether an update may be part of what others are compared with."""
+    scores = update.validation
+    usable = scores is None or (scores.auc >= limits.min_auc and math.isfinite(scores.loss))
+    return usable and bool(np.isfinite(update.parameters).all())
 
 
 def _judge_one(
