@@ -22,6 +22,8 @@ from comity.trust import TrustStore
 from comity.v1.task_pb2 import Certificate, Review, Vote
 
 MAX_SCORE = 10_000
+#: Bytes of one review's envelope: a certificate carries those of others, and has to fit into a message.
+MAX_REVIEW = 32 * 1024
 _MAX_VOTES = 256
 
 
@@ -88,8 +90,10 @@ def check_review(envelope: bytes, chain: Sequence[bytes], trust: TrustStore) -> 
     Raises:
         TrustError: signature or chain do not verify.
         EnvelopeError: it is no review.
-        CertificateInvalid: it speaks for another organization, or its score is out of range.
+        CertificateInvalid: it is too large, speaks for another organization, or its score is out of range.
     """
+    if len(envelope) > MAX_REVIEW:
+        raise CertificateInvalid(f"a review of {len(envelope)} bytes; at most {MAX_REVIEW}")
     document = open_document(envelope, "review")
     try:
         review = Review.FromString(document.body)

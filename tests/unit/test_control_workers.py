@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from comity.errors import AgentFailed, Busy, ComityError, InvalidName, NoWorker, UnexpectedMessage, WorkerLost
 from comity.v1 import control_pb2 as pb
@@ -479,3 +481,53 @@ def test_workers_are_limited_and_a_silent_one_is_cut() -> None:
         assert isinstance(silent.ended, UnexpectedMessage)
 
     in_trio(test, workers=2)
+
+
+ACTIONS = ("connect", "die", "leave", "finish", "fail", "call", "give up")
+
+
+@pytest.mark.invariant("R4")
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 7)), max_size=40))
+def test_whatever_happens_no_credit_is_overdrawn_and_every_call_ends(actions: list[tuple[str, int]]) -> None:
+    async def test(pool: WorkerPool, nursery: trio.Nursery) -> None:
+        workers: list[FakeWorker] = []
+        held: dict[FakeWorker, list[pb.WorkItem]] = {}
+        callers: list[Caller] = []
+
+        async def settle() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            for worker in workers:
+                while worker.has_item():
+                    held[worker].append(await worker.item())
+                assert len(held[worker]) <= 2, "more than its credits"
+
+        for action, choice in actions:
+            if action == "connect" and len(workers) < 4:
+                workers.append(await connect(pool, nursery, credits=2))
+                held[workers[-1]] = []
+            elif action == "call":
+                callers.append(Caller(pool, nursery, len(callers), deadline_s=50))
+            elif action == "give up" and callers:
+                callers[choice % len(callers)].scope.cancel()
+            elif workers and action in ("die", "leave", "finish", "fail"):
+                worker = workers[choice % len(workers)]
+                if worker.ended:
+                    workers.remove(worker)
+                elif action == "die":
+                    worker.die()
+                    workers.remove(worker)
+                elif action == "leave":
+                    worker.say(leaving=pb.WorkerLeaving())
+                elif held[worker]:
+                    worker.done(held[worker].pop(0), "fine", error="failed" if action == "fail" else "")
+            await settle()
+        for worker in workers:
+            worker.die()
+        for caller in callers:
+            await caller.over.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.agents() == ()
+        assert pool._waiting == {}
+
+    in_trio(test)

@@ -50,9 +50,9 @@ def consortium() -> LocalConsortium:
 
 def client(node: LocalNode, *, value: float = 1.0, rows: int = 10, server: str = SERVER) -> App:
     """A member whose model is `value` everywhere."""
-    app = ClientApp()
+    app: App = ClientApp()
 
-    @app.train(mods=[comity_mod(lambda: nullcontext(node), server=server)])  # type: ignore[untyped-decorator]
+    @app.train(mods=[comity_mod(lambda: nullcontext(node), server=server)])  # type: ignore[attr-defined, untyped-decorator]
     def train(message: Message, _: Context) -> Message:
         arrays = {name: array.numpy() + value for name, array in message.content["arrays"].items()}
         metrics = MetricRecord({"private-examples": rows, "certified-examples": 5, "secret-loss": 0.5})

@@ -41,6 +41,8 @@ def redact(*paths: str) -> Obligations:
         ("a.b", {"a": [{"b": 1, "c": 2}, [{"b": 3}], 4]}, {"a": [{"c": 2}, [{}], 4]}),
         ("a", {"aa": 1, "A": 2, "b": {"a": 3}}, {"aa": 1, "A": 2, "b": {"a": 3}}),
         ("a.b", {"a": None}, {"a": None}),
+        ("a", {"a.b": 1, "ab": 2}, {"ab": 2}),
+        ("a.b", {"a": {"b.c": 1, "bc": 2}, "a.b.c": 3}, {"a": {"bc": 2}}),
     ],
 )
 def test_redaction_leaves_no_spelling_of_the_path(path: str, record: dict[str, Any], left: dict[str, Any]) -> None:

@@ -257,6 +257,10 @@ def _change(value: Any, path: tuple[str, ...], change: _Change, depth: int = 0) 
             del changed[key]
         else:
             changed[key] = after
+    below = ".".join(path) + "."
+    for key in [key for key in changed if key.startswith(below)]:  # a key that spells out what lies below the path
+        if change({key.removeprefix(below): changed[key]}) is _GONE:
+            del changed[key]
     return changed
 
 

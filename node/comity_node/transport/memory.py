@@ -207,8 +207,8 @@ class MemoryTransport:
                 self._network.leave(self)
 
     def addresses(self) -> list[str]:
-        """No dialable addresses: a memory network finds peers by their PeerId."""
-        return []
+        """An address to tell others; a memory network finds peers by their PeerId alone."""
+        return ["/dns4/memory.example/tcp/4001"]
 
     async def open_stream(self, peer_id: str, addresses: Sequence[str], protocol: str) -> ByteStream:
         """See `Transport.open_stream`; the addresses are not used."""

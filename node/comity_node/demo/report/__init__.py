@@ -2,7 +2,7 @@
 
     report = build(Inputs(...))
     write(report, Path("demo-out"))
-    print("\\n".join(summary_lines(report)))
+    print(*summary_lines(report), sep=chr(10))
     check(report)
 
 A report is written whatever it says, also when its numbers do not add up; `check` is what fails then.

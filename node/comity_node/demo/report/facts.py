@@ -200,7 +200,7 @@ def _records(organizations: Mapping[str, Mapping[str, Any]], corruption: Mapping
 
 
 def _corruption(seen: Mapping[str, Any], certified_of_bad: int) -> dict[str, Any]:
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"kind": clean(kind, 80), "made": int(one["made"]), "certified": int(one["certified"])}
         for kind, one in seen["rows"].items()
     ]
@@ -249,7 +249,7 @@ def _reliability(inputs: Inputs) -> dict[str, Any]:
 
 
 def _live(flower: Mapping[str, Any], held_out: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
-    rounds = [
+    rounds: list[dict[str, Any]] = [
         {
             "round": int(one["round"]),
             "admitted": [_update(entry) for entry in one["admitted"]],

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "comity", "flwr", "libp2p", "trio", "grpcio", "cryptography", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "numpy",
+    "comity", "flwr", "libp2p", "trio", "grpcio", "cryptography", "onnxruntime", "onnxruntime-gpu", "scikit-learn",
+    "numpy",
 )  # fmt: skip
 
 

@@ -1,0 +1,245 @@
+"""Discovery: from one address to the full mesh, and what a lying peer can do to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from comity.errors import ConfigError, DeadlineExceeded
+from comity.signing import PrivateKey
+from comity.trust import Attested, NodeIdentity, TrustStore
+from comity_node.discovery import Discovery, DiscoverySettings, PeerHint
+from comity_node.links import Changes, Links, LinkState
+from comity_node.transport.address import parse_address
+from comity_node.transport.memory import MemoryNetwork
+
+Consortium = Callable[..., tuple[TrustStore, dict[str, NodeIdentity]]]
+NAMES = ("a.example", "b.example", "c.example", "d.example", "e.example")
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Table:
+    """Links as discovery sees them, without a network."""
+
+    def __init__(self) -> None:
+        self.peer_id = PrivateKey.generate().peer_id
+        self.changes = Changes()
+        self.known: dict[str, LinkState] = {}
+
+    def peers(self) -> list[LinkState]:
+        return list(self.known.values())
+
+    def add_peer(self, peer_id: str, addresses: Sequence[str] = ()) -> None:
+        before = self.known[peer_id].addresses if peer_id in self.known else ()
+        self.known[peer_id] = LinkState(peer_id, "", "", (*before, *addresses), "down", "", 0, 0, 0, 0, 0, 0)
+        self.changes.note()
+
+    async def remove_peer(self, peer_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        del self.known[peer_id]
+
+    def connect(self, peer_id: str, organization: str) -> None:
+        self.known[peer_id] = LinkState(
+            peer_id, organization, "n", ("/ip4/192.0.2.9/tcp/1",), "connected", "", 0, 0, 0, 0, 0, 0
+        )
+        self.changes.note()
+
+
+async def nobody(_: str) -> list[PeerHint]:
+    return []
+
+
+def discovery(table: Table, **rest: object) -> Discovery:
+    settings = DiscoverySettings(**rest)  # type: ignore[arg-type]
+    return Discovery(table, nobody, bootstrap=[], organizations=lambda: set(NAMES), settings=settings)
+
+
+def hint(address: str = "/ip4/8.8.8.8/tcp/4001", organization: str = "b.example") -> PeerHint:
+    return PeerHint(PrivateKey.generate().peer_id, organization, (address,))
+
+
+def test_five_nodes_form_a_full_mesh_from_one_bootstrap_address(consortium: Consortium) -> None:
+    trust, nodes = consortium(*NAMES)
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        links: dict[str, Links] = {}
+        finders: dict[str, Discovery] = {}
+
+        async def echo(_: Attested, payload: bytes) -> bytes:
+            return payload
+
+        def fetch_from(asker: str) -> Callable[[str], Awaitable[list[PeerHint]]]:
+            async def fetch(peer_id: str) -> list[PeerHint]:
+                await links[asker].request(peer_id, b"who is there", 5)
+                [name] = [name for name in NAMES if nodes[name].peer_id == peer_id]
+                return finders[name].hints()
+
+            return fetch
+
+        async with trio.open_nursery() as nursery:
+            for name in NAMES:
+                links[name] = Links(
+                    network.transport(nodes[name].peer_id),
+                    nodes[name],
+                    trust,
+                    echo,
+                    now_ms=lambda: time.time_ns() // 1_000_000,
+                    random_bytes=bytes,
+                )
+                await nursery.start(links[name].run)
+                bootstrap = [] if name == NAMES[0] else [f"/dns4/a.example/tcp/4001/p2p/{nodes[NAMES[0]].peer_id}"]
+                finders[name] = Discovery(
+                    links[name],
+                    fetch_from(name),
+                    bootstrap=bootstrap,
+                    organizations=lambda name=name: set(NAMES) - {name},  # type: ignore[misc]
+                )
+                await nursery.start(finders[name].run)
+            with trio.fail_after(10):
+                for name in NAMES:
+                    while finders[name].missing():
+                        await links[name].changes.wait(links[name].changes.version)
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_hints_of_one_peer_are_bounded_and_dead_ends_are_forgotten() -> None:
+    async def main() -> None:
+        table = Table()
+        finder = discovery(table, max_unproved=5, max_hints=20, give_up_s=60)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(finder.run)
+            finder.learn("liar", [hint() for _ in range(1000)])
+            assert len(table.known) == 5
+            finder.learn("honest", [hint()])
+            assert len(table.known) == 6
+            [kept] = [peer for peer in table.known if peer not in list(table.known)[:5]]
+            table.connect(kept, "b.example")
+            await trio.sleep(100)
+            assert list(table.known) == [kept]
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        PeerHint("12D3nonsense", "b.example", ("/ip4/8.8.8.8/tcp/1",)),
+        hint("/ip4/127.0.0.1/tcp/1"),
+        hint("/ip4/10.1.2.3/tcp/1"),
+        hint("/ip6/fe80::1/tcp/1"),
+        hint("/ip4/0.0.0.0/tcp/1"),
+        hint("/ip4/8.8.8.8/udp/1"),
+        hint("/ip4/8.8.8.8/tcp/99999"),
+        hint(organization="stranger.example"),
+        PeerHint(PrivateKey.generate().peer_id, "b.example", ()),
+    ],
+)
+def test_a_malformed_or_useless_hint_is_dropped_and_the_next_is_taken(bad: PeerHint) -> None:
+    async def main() -> None:
+        table = Table()
+        good = hint()
+        discovery(table).learn("somebody", [bad, PeerHint(table.peer_id, "b.example", bad.addresses), good])
+        assert list(table.known) == [good.peer_id]
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+def test_private_addresses_are_dialled_where_the_settings_say_so() -> None:
+    async def main() -> None:
+        table = Table()
+        local = PeerHint(PEER, "b.example", ("/ip4/127.0.0.1/tcp/1", "/ip4/1.1.1.1/tcp/1"))
+        discovery(table, allow_private=True, max_addresses=1).learn("somebody", [local])
+        assert [state.addresses for state in table.peers()] == [("/ip4/127.0.0.1/tcp/1",)]
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+def test_it_asks_often_while_somebody_is_missing_and_seldom_after() -> None:
+    async def main() -> None:
+        table = Table()
+        asked: list[float] = []
+
+        async def fetch(peer_id: str) -> list[PeerHint]:
+            asked.append(trio.current_time())
+            raise DeadlineExceeded("no answer")
+
+        organizations = {"b.example", "c.example"}
+        finder = Discovery(table, fetch, bootstrap=[], organizations=lambda: organizations)
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            await nursery.start(finder.run)
+            await trio.sleep(1)
+            table.connect(PrivateKey.generate().peer_id, "b.example")
+            await trio.testing.wait_all_tasks_blocked()
+            assert asked == [began + 1]  # at once
+            await trio.sleep(6.5)
+            assert [round(at - began) for at in asked] == [1, 3, 5, 7]
+            asked.clear()
+            table.connect(PrivateKey.generate().peer_id, "c.example")
+            await trio.sleep(59)
+            assert len(asked) == 4  # both at once, and both half a minute later
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_bootstrap_address_says_who_must_answer() -> None:
+    with pytest.raises(ConfigError, match="/p2p/"):
+        Discovery(Table(), nobody, bootstrap=["/ip4/192.0.2.1/tcp/4001"], organizations=set)
+
+
+PEER = PrivateKey.generate().peer_id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/ip4/192.0.2.1/tcp/4001",
+        "/ip6/2001:db8::1/tcp/1",
+        "/dns4/node.mercy.example/tcp/65535",
+        f"/dns/node/tcp/0/p2p/{PEER}",
+    ],
+)
+def test_addresses_are_read_and_written_alike(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "192.0.2.1:4001",
+        "/ip4/192.0.2.1",
+        "/ip4/192.0.2.1/udp/4001",
+        "/ip4/300.0.2.1/tcp/4001",
+        "/ip4/192.0.2.1/tcp/65536",
+        "/ip4/192.0.2.1/tcp/-1",
+        "/ip4/192.0.2.1/tcp/４",
+        "/ip6/192.0.2.1/tcp/1",
+        "/dns4/-bad-/tcp/1",
+        "/dns4/a b/tcp/1",
+        "/ip4/192.0.2.1/tcp/4001/p2p/QmNotEd25519",
+        "/ip4/192.0.2.1/tcp/4001/ws",
+        "/unix/x/tcp/1",
+        "x" * 10_000,
+    ],
+)
+def test_what_is_no_address_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no address") as refused:
+        parse_address(text)
+    assert len(str(refused.value)) < 400
