@@ -34,9 +34,9 @@ from comity_node.admission.records import Dataset, RecordGate
 from comity_node.config import NodeConfig
 from comity_node.control.address import ServerTls
 from comity_node.control.server import ControlServer
-from comity_node.control.workers import WorkerPool
+from comity_node.control.workers import WorkerLimits, WorkerPool
 from comity_node.discovery import Discovery, DiscoverySettings
-from comity_node.links import Links, LinkState
+from comity_node.links import LinkLimits, Links, LinkState
 from comity_node.policy.loader import load as load_policy
 from comity_node.protocol.freshness import Freshness
 from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
@@ -161,9 +161,10 @@ class Node:
         async def on_request(sender: Attested, payload: bytes) -> bytes:
             return await runtime.messenger.receive(sender, payload)
 
-        links = Links(transport, identity, trust, on_request, now_ms=now_ms, random_bytes=os.urandom)
+        limits = LinkLimits(max_peers=config.limits.peers, max_handlers=config.limits.requests_per_peer)
+        links = Links(transport, identity, trust, on_request, now_ms=now_ms, random_bytes=os.urandom, limits=limits)
         peers = self._parts.peers(LinkedPeers(links))
-        workers = WorkerPool(config.organization)
+        workers = WorkerPool(config.organization, limits=WorkerLimits(workers=config.limits.workers))
         runtime = Runtime(
             Surroundings(
                 identity=identity,
@@ -246,6 +247,7 @@ class Node:
             for state in links.peers():
                 if state.state == "connected":
                     runtime.outbox.kick(state.organization)
+            runtime.directory.look_again()
             version = await links.changes.wait(version)
 
     async def _note_start(self, database: Database, bundle: Bundle) -> None:
@@ -323,7 +325,8 @@ def _load_identity(config: NodeConfig) -> NodeIdentity:
 
 
 def _load_bundle(config: NodeConfig, identity: NodeIdentity, seen_epoch: int) -> Bundle:
-    bundle = load_bundle(config.bundle, now_ms=now_ms(), own_ca=None, minimum_epoch=seen_epoch)
+    own_ca = identity.chain[-1] if len(identity.chain) > 1 else None
+    bundle = load_bundle(config.bundle, now_ms=now_ms(), own_ca=own_ca, minimum_epoch=seen_epoch)
     try:
         TrustStore(bundle).verify_chain(identity.chain, now_ms())
     except TrustError as error:

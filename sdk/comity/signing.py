@@ -145,7 +145,7 @@ def peer_id_bytes(public_key: bytes) -> bytes:
 
 def peer_id(public_key: bytes) -> str:
     """Return the PeerId (`12D3KooW...`) of an Ed25519 public key."""
-    return base58.b58encode(peer_id_bytes(public_key)).decode("ascii")
+    return str(base58.b58encode(peer_id_bytes(public_key)), "ascii")
 
 
 def peer_id_to_bytes(text: str) -> bytes:
@@ -155,7 +155,7 @@ def peer_id_to_bytes(text: str) -> bytes:
         SignatureInvalid: it is no PeerId of an Ed25519 key.
     """
     try:
-        data = base58.b58decode(text)
+        data = bytes(base58.b58decode(text))
     except ValueError as error:
         raise SignatureInvalid(f"{text!r} is not a PeerId") from error
     if len(data) != 38 or not data.startswith(_IDENTITY_36):

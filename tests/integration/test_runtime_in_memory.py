@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +13,6 @@ from typing import Any
 
 import pytest
 import trio
-from comity_node.admission import Gate
-from comity_node.admission.records import Dataset
-from comity_node.policy.loader import loads_policy
-from comity_node.protocol.freshness import Freshness
-from comity_node.runtime.core import Runtime, Surroundings
-from comity_node.storage import audit, journal, records
-from comity_node.storage.database import Database
-from comity_node.validators.schema import FieldSpec, Schema
 
 from comity.bundle import new_bundle, sign_bundle, verify_bundle
 from comity.ca import OrganizationCa, certificate_request, read_certificates
@@ -30,6 +21,14 @@ from comity.ids import SpiffeId
 from comity.provenance import verify_provenance
 from comity.signing import PrivateKey
 from comity.trust import Attested, NodeIdentity, TrustStore
+from comity_node.admission import Gate
+from comity_node.admission.records import Dataset
+from comity_node.policy.loader import loads_policy
+from comity_node.protocol.freshness import Freshness
+from comity_node.runtime.core import Runtime, Surroundings
+from comity_node.storage import audit, journal, records
+from comity_node.storage.database import Database, open_database
+from comity_node.validators.schema import FieldSpec, Schema
 
 NAMES = tuple(f"{name}.example" for name in ("ada", "bea", "cyd", "dot", "eve"))
 SCHEMA = Schema("label", {"x": FieldSpec("number", -1000.0, 1000.0), "label": FieldSpec("integer", 0, 1)})
@@ -84,10 +83,11 @@ class Member:
     agents: Mapping[str, Callable[[Any], Any]]
     runtime: Runtime | None = None
     database: Database | None = None
-    calls: list[str] = field(default_factory=list)
+    reviewing: trio.Event = field(default_factory=trio.Event)
 
     async def call(self, skill: str, payload: Any, *, deadline_s: float) -> Any:
-        self.calls.append(skill)
+        if skill == "review":
+            self.reviewing.set()
         return json.loads(json.dumps(self.agents[skill](payload)))
 
     def skills(self) -> tuple[str, ...]:
@@ -187,6 +187,14 @@ def liar_agents() -> dict[str, Callable[[Any], Any]]:
     return {"generate": generate, "repair": repair, "review": review}
 
 
+class Running:
+    """One run of a node."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.up, self.down = trio.Event(), trio.Event()
+
+
 class Lab:
     def __init__(self, home: Path) -> None:
         self.trust, identities = make_trust(home)
@@ -201,17 +209,15 @@ class Lab:
         }
         self.network = Network(self.members)
 
-    async def start(self, name: str, stack: trio.Nursery) -> trio.CancelScope:
-        """Start a member's node; cancelling the scope is what a power cut looks like to the rest."""
+    async def start(self, name: str, stack: trio.Nursery) -> Running:
+        """Start a member's node; cancelling its scope is what a power cut looks like to the rest."""
         member = self.members[name]
-        scope = trio.CancelScope()
-        up = trio.Event()
+        running = Running()
 
-        async def life() -> None:
-            with scope:
-                async with AsyncExitStack(), trio.open_nursery() as nursery:
-                    member.database = Database.open(member.home / "node.db")
-                    await nursery.start(member.database.run)
+        async def live() -> None:
+            async with open_database(member.home / "node.db") as database:
+                member.database = database
+                async with trio.open_nursery() as nursery:
                     high_water = await member.database.read(lambda c: journal.get_number(c, "freshness.high_water_ms"))
                     gate = Gate(
                         identity=member.identity,
@@ -239,15 +245,18 @@ class Lab:
                     )
                     await nursery.start(member.runtime.run)
                     self.network.up.add(name)
-                    up.set()
+                    running.up.set()
                     await trio.sleep_forever()
+
+        async def life() -> None:
+            with running.scope:
+                await live()
             self.network.up.discard(name)
-            assert member.database is not None
-            member.database.close()
+            running.down.set()
 
         stack.start_soon(life)
-        await up.wait()
-        return scope
+        await running.up.wait()
+        return running
 
     async def workflow(self, name: str, workflow_id: str) -> journal.WorkflowRow:
         database = self.members[name].database
@@ -338,18 +347,15 @@ def test_a_node_that_goes_away_in_the_middle_comes_back_and_nothing_is_lost_or_d
     async def main() -> None:
         lab = Lab(tmp_path)
         async with trio.open_nursery() as nursery:
-            scopes = {name: await lab.start(name, nursery) for name in NAMES}
+            runs = {name: await lab.start(name, nursery) for name in NAMES}
             submitter = lab.members["ada.example"].runtime
             assert submitter is not None
             workflow_id = await submitter.workflows.submit(json.dumps(WORKFLOW).encode())
             with trio.fail_after(30):
-                while "review" not in lab.members["cyd.example"].calls:
-                    await trio.sleep(0.01)
-            scopes["cyd.example"].cancel()
+                await lab.members["cyd.example"].reviewing.wait()
+            runs["cyd.example"].scope.cancel()
             with trio.fail_after(5):
-                while "cyd.example" in lab.network.up:
-                    await trio.sleep(0.01)
-            await trio.sleep(0.3)
+                await runs["cyd.example"].down.wait()
             await lab.start("cyd.example", nursery)
             await lab.until_done(workflow_id)
             for name in NAMES:

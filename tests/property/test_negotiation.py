@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from comity_node.protocol.negotiation import (
     Accepted,
     Concluded,
@@ -15,8 +18,6 @@ from comity_node.protocol.negotiation import (
     Propose,
     Rejected,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 ORGANIZATIONS = ("a.example", "b.example", "c.example", "d.example")
 
@@ -47,7 +48,8 @@ class Responder:
 
 def drive(negotiation: Negotiation, responders: dict[str, Responder], plan: st.DataObject) -> Event:
     """Run to the end, with the network deciding what is lost, repeated or delayed."""
-    now, late = 0, []
+    now = 0
+    late: list[tuple[str, bytes, Accepted | Countered | Rejected]] = []
     pending = negotiation.start(now)
     while True:
         last = pending[-1]

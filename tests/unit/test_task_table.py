@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from comity_node.protocol.task import FINAL, Input, State, advance
 
 from comity.errors import UnexpectedMessage
+from comity_node.protocol.task import FINAL, Input, State, advance
 
 
 def reachable(state: State) -> set[State]:

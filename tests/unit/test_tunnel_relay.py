@@ -276,7 +276,7 @@ def test_an_answer_that_breaks_off_is_not_completed() -> None:
     trio.run(main)
 
 
-def test_a_dead_superlink_is_an_answer_and_a_live_one_serves_again() -> None:
+def test_a_dead_superlink_is_an_answer_that_a_supernode_repeats() -> None:
     async def main() -> None:
         async with world() as it:
             await it.start(port=1)

@@ -99,12 +99,17 @@ def _make_home(home: Home, key: PrivateKey, bootstrap: str, now: datetime) -> Or
     ca = OrganizationCa.create(home.organization, home.path / "ca", now)
     key.save(home.path / "keys" / "node.key")
     leaf = ca.issue(certificate_request(key, SpiffeId(home.organization, "node", NODE)), now=now)
-    (home.path / "keys" / "node.chain.pem").write_bytes(leaf)
+    (home.path / "keys" / "node.chain.pem").write_bytes(leaf + ca.certificate_pem)
     others = [] if home.address in bootstrap else [bootstrap]
-    text = node_yaml(home.organization, NODE, listen=[home.address], bootstrap=others)
-    text = text.replace("unix:run/control.sock", home.control)
-    datasets = f"datasets:\n  {DATASET}: {{schema: data/{data.SCHEMA_FILE}, private: data/{data.PRIVATE_FILE}}}\n"
-    (home.path / "node.yaml").write_text(text + datasets)
+    text = node_yaml(
+        home.organization,
+        NODE,
+        listen=[home.address],
+        bootstrap=others,
+        control=home.control,
+        datasets={DATASET: {"schema": f"data/{data.SCHEMA_FILE}", "private": f"data/{data.PRIVATE_FILE}"}},
+    )
+    (home.path / "node.yaml").write_text(text)
     (home.path / "policy.yaml").write_text(policy_for(home.organization, ORGANIZATIONS, bad=home.organization == BAD))
     return ca
 

@@ -30,7 +30,7 @@ _LIFETIME_MS = 24 * 3600 * 1000
 _MAX_CARDS = 64
 _MAX_HINTS = 1_000
 _ASK_S = 10.0
-#: Refresh, in seconds: soon while somebody's cards are missing, else now and then.
+#: Refresh, in seconds: soon while somebody's cards are missing, then later and later; else now and then.
 _SOON_S = 1.0
 _CALM_S = 15.0
 
@@ -68,6 +68,7 @@ class Directory:
         self._hints = hints
         self._version = version
         self._cards: dict[str, tuple[AgentCard, ...]] = {}
+        self._news = trio.Event()
         self.handlers: dict[str, Handler] = {CARDS: self._on_cards, PEERS: self._on_peers}
 
     def cards(self) -> list[AgentCard]:
@@ -85,6 +86,7 @@ class Directory:
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the cards of all members fresh, until cancelled."""
         task_status.started()
+        pause_s = _SOON_S
         while True:
             others = sorted(set(self._trust.bundle.members) - {self._identity.organization})
             async with trio.open_nursery() as nursery:
@@ -92,7 +94,15 @@ class Directory:
                     if self._messenger.reachable(organization):
                         nursery.start_soon(self.fetch, organization)
             complete = all(self._cards.get(organization) for organization in others)
-            await trio.sleep(_CALM_S if complete else _SOON_S)
+            pause_s = _CALM_S if complete else min(pause_s * 1.5, _CALM_S)
+            with trio.move_on_after(pause_s):
+                await self._news.wait()
+                pause_s = _SOON_S
+            self._news = trio.Event()
+
+    def look_again(self) -> None:
+        """Fetch soon: a link came up."""
+        self._news.set()
 
     async def fetch(self, organization: str) -> None:
         """Ask an organization's node for its cards; one that does not verify is left out, and logged."""
