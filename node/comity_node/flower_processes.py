@@ -371,7 +371,19 @@ def _kill_marked(mark: str) -> None:
     Flower's own children also watch for their parent and end with it; where there is no /proc that has to do.
     """
     wanted = f"{_MARK}={mark}".encode()
+    deadline = time.monotonic() + _STOP_S
+    while left := _marked(wanted):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _wait(deadline, f"processes of Flower do not end: {left}", _POLL_S)
+
+
+def _marked(wanted: bytes) -> list[int]:
+    found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
+        # Processes of others cannot be read, and some are gone by now.
         with suppress(OSError):
             if wanted in entry.read_bytes().split(b"\0"):
-                os.kill(int(entry.parent.name), signal.SIGKILL)
+                found.append(int(entry.parent.name))
+    return found

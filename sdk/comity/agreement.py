@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,11 @@ KIND = "terms"
 _MAX_PARTICIPANTS = 256
 _MAX_BATCH = 256
 _MAX_REPAIRS = 10
-_MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
+#: No agreement lasts longer.
+MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
+_MAX_RETAIN_S = 100 * 366 * 24 * 3600
+#: How far another organization's clock may be ahead.
+_SKEW_MS = 30_000
 _ONWARD = frozenset({"", "never", "with_consent", "allowed"})
 
 
@@ -54,6 +59,8 @@ class Agreed:
         """
         if now_ms >= self.terms.expires_ms:
             raise AgreementError(f"agreement {self.digest.hex()[:12]} has expired; negotiate a new one")
+        if now_ms < self.terms.issued_ms - _SKEW_MS:
+            raise AgreementError(f"agreement {self.digest.hex()[:12]} has not begun: compare the clocks")
 
 
 def parse_terms(data: bytes) -> Agreed:
@@ -93,10 +100,17 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
         (f"batch_records is not 1..{_MAX_BATCH}", not 1 <= terms.batch_records <= _MAX_BATCH),
         (f"repair_rounds is over {_MAX_REPAIRS}", terms.repair_rounds > _MAX_REPAIRS),
         ("lease_seconds is 0", terms.lease_seconds == 0),
-        ("it does not last from 1 ms to 366 days", not 0 < terms.expires_ms - terms.issued_ms <= _MAX_LIFETIME_MS),
+        ("it does not last from 1 ms to 366 days", not 0 < terms.expires_ms - terms.issued_ms <= MAX_LIFETIME_MS),
         ("onward is not never, with_consent or allowed", terms.obligations.onward not in _ONWARD),
-        ("a grid of generalize is not positive", any(grid <= 0 for grid in terms.obligations.generalize.values())),
-        ("min_distance_to_private is negative", terms.obligations.min_distance_to_private < 0),
+        (
+            "a grid of generalize is no positive number",
+            not all(0 < grid < math.inf for grid in terms.obligations.generalize.values()),
+        ),
+        (
+            "min_distance_to_private is no number of at least 0",
+            not 0 <= terms.obligations.min_distance_to_private < math.inf,
+        ),
+        ("retain_seconds is over 100 years", terms.obligations.retain_seconds > _MAX_RETAIN_S),
     ]
 
 

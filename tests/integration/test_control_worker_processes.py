@@ -126,11 +126,11 @@ async def node(place: Place, **limits: Any) -> AsyncIterator[WorkerPool]:
 
 async def read(fifo: str) -> str:
     """What a skill writes into a FIFO; waits for it."""
-    return await trio.to_thread.run_sync(lambda: Path(fifo).read_text(), abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(lambda: Path(fifo).read_text(), abandon_on_cancel=True)  # type: ignore[call-arg]  # stubs of an older trio
 
 
 async def write(fifo: str, text: str) -> None:
-    await trio.to_thread.run_sync(lambda: Path(fifo).write_text(text), abandon_on_cancel=True)
+    await trio.to_thread.run_sync(lambda: Path(fifo).write_text(text), abandon_on_cancel=True)  # type: ignore[call-arg]  # stubs of an older trio
 
 
 async def workers_are(pool: WorkerPool, count: int) -> None:

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from comity.errors import ConfigError, PeerUnreachable
+from comity.errors import ConfigError, LinkClosed, PeerUnreachable
 from comity.signing import PrivateKey
 from comity_node.transport.address import parse_address
 from comity_node.transport.base import ByteStream
 from comity_node.transport.libp2p_transport import Libp2pLimits, Libp2pTransport
+from comity_node.transport.yamux import MuxLimits
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 ECHO = "/echo/1"
@@ -141,6 +142,36 @@ def test_silent_sockets_do_not_block_newcomers_and_are_closed() -> None:
             await echoes(target, nursery)
             for stream in silent:
                 await drained(stream)
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_strangers_with_keys_are_few_get_little_and_make_room_for_newcomers() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(max_strangers=8, max_connections=20)) as (target, nursery):
+            strangers = []
+            for _ in range(30):
+                client = Libp2pTransport(PrivateKey.generate(), [])
+                await nursery.start(client.run)
+                with pytest.raises(PeerUnreachable):
+                    await client.open_stream(target.peer_id, target.addresses(), "/nothing/1")
+                strangers.append(client)
+            await echoes(target, nursery)
+            for client in strangers[:21]:
+                for connection in client._connections.get(target.peer_id, []):
+                    await connection.closed.wait()
+            # Streams that are opened and not negotiated: four, and the rest are reset.
+            [connection] = strangers[-1]._connections[target.peer_id]
+            connection.set_limits(MuxLimits())
+            streams = [connection.open() for _ in range(10)]
+            outcomes = []
+            for stream in reversed(streams):
+                try:
+                    outcomes.append(await stream.receive(20))
+                except LinkClosed:
+                    outcomes.append(b"")
+            assert outcomes == [b""] * 6 + [b"\x13/multistream/1.0.0\n"[:20]] * 4
 
     trio.run(main)
 

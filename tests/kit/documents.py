@@ -22,9 +22,9 @@ TASK_ID = bytes(range(16))
 MIN_SCORE = 5000
 
 
-def make_terms(consortium: Consortium, participants: Sequence[str] = (), **changes: Any) -> Terms:
-    """Terms among `participants` (everybody, if none are named)."""
-    members = sorted(participants or consortium.names)
+def make_terms(consortium: Consortium, members: Sequence[str] = (), **changes: Any) -> Terms:
+    """Terms among `members` (everybody, if none are named), with some fields changed."""
+    members = sorted(members or consortium.names)
     rule = QuorumRule.of(len(members) - 1)
     terms = Terms(
         id="0a" * 16,

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from comity.errors import AgentFailed, ConfigError, DeadlineExceeded, MissingExtra
-from comity_node import flower_processes
 from comity_node.demo.training import app_directory
 from comity_node.flower_processes import FlowerProcesses, app_digest, check_version
 
@@ -126,7 +125,7 @@ def test_a_run_that_flower_refuses_says_why(tmp_path: Path, programs: Callable[[
 
 @pytest.mark.parametrize("version", ["1.40.2", "1.42.0", "2.0.0"])
 def test_other_versions_of_flower_are_refused(version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(flower_processes.metadata, "version", lambda _: version)
+    monkeypatch.setattr(metadata, "version", lambda _: version)
     with pytest.raises(ConfigError, match=version.replace(".", r"\.")):
         FlowerProcesses(tmp_path)
 
@@ -135,7 +134,7 @@ def test_no_flower_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(_: str) -> str:
         raise metadata.PackageNotFoundError
 
-    monkeypatch.setattr(flower_processes.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(MissingExtra):
         check_version()
 

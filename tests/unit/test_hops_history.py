@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def other() -> NodeIdentity:
 
 def history_of(home: NodeIdentity, task_id: bytes = TASK_ID) -> list[bytes]:
     """Made, sent to two, repaired, sent again."""
-    repaired = {"revision": 1, "record": NEWER}
+    repaired: dict[str, Any] = {"revision": 1, "record": NEWER}
     return make_history(
         home,
         [

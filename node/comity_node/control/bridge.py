@@ -11,11 +11,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
 
 from comity.errors import Busy, DeadlineExceeded, NodeStopping
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # mypy sees trio through trio-typing's stubs, which libp2p brings
 
 T = TypeVar("T")
 In = TypeVar("In")
@@ -205,7 +208,7 @@ class Bridge:
 
     # ---- trio's side
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the thread and run the calls that come from it, until `stop`.
 
         A cancellation from outside does not end it: whoever started it drains first, then calls `stop`.

@@ -24,6 +24,9 @@ from comity_node.control.handlers import ControlHandlers
 from comity_node.control.status import sole, status_of
 from comity_node.control.workers import WorkerPool
 
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # mypy sees trio through trio-typing's stubs, which libp2p brings
+
 _log = logging.getLogger(__name__)
 
 Req = TypeVar("Req")
@@ -91,7 +94,7 @@ class ControlServer:
         self._server: aio.Server
         self._health: Any
 
-    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, then drain: no new calls, `drain_s` for those in flight, UNAVAILABLE for the rest.
 
         Started with the address to give to clients (a TCP port 0 is replaced by the real one).
@@ -108,7 +111,7 @@ class ControlServer:
                     raise sole(group) from None
                 raise
 
-    async def _run(self, task_status: trio.TaskStatus[str]) -> None:
+    async def _run(self, task_status: TaskStatus[str]) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._bridge.run)
             try:

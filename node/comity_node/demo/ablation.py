@@ -23,7 +23,7 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def simulate(
     """
     size = workload or Workload()
     parts = split(table, organizations=len(organizations), seed=seed)
-    with _hospitals(parts, organizations, seed, turn) as hospitals:
+    with _one_thread(), _hospitals(parts, organizations, seed, turn) as hospitals:
         offered: dict[str, Table] = {}
         certified: dict[str, Table] = {}
         for number, name in enumerate(organizations):
@@ -165,7 +165,11 @@ def poison(private: Table, seed: int) -> Table:
 
 def run_seed(run: SeedRun, seed: int, parameters: Hyperparameters | None = None) -> SeedResult:
     """Train and measure every arm for one seed."""
-    how = parameters or Hyperparameters()
+    with _one_thread():
+        return _run_seed(run, seed, parameters or Hyperparameters())
+
+
+def _run_seed(run: SeedRun, seed: int, how: Hyperparameters) -> SeedResult:
     scale = shared_scale(run)
     test = scale.apply(run.test.rows), run.test.labels
     alone = {name: _member(run, scale, name, {}) for name in run.honest}
@@ -209,8 +213,7 @@ def run_ablation(
 ) -> dict[str, Any]:
     """Run all arms over all seeds and return the report's JSON; `on_seed` hears of each seed that is done."""
     results = []
-    with _quiet(), threadpool_limits(1):
-        # Small matrices: with two threads each, the linear algebra spends its time on waking them up.
+    with _quiet():
         for seed in seeds:
             result = run_seed(simulate(table, organizations, seed, workload=workload), seed, parameters)
             on_seed(result)
@@ -333,6 +336,12 @@ def _table(like: Table, records: Sequence[Row]) -> Table:
 
 def _rows(table: Table) -> Rows:
     return Rows(table.rows, table.labels)
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Small matrices: with more threads, linear algebra spends its time on waking them up (a factor of four here)."""
+    limited: AbstractContextManager[object] = threadpool_limits(1)
+    return limited
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from comity.agreement import Agreed
+from comity.agreement import MAX_LIFETIME_MS, Agreed
 from comity.certificate import MAX_SCORE
 from comity.digest import sha256
 from comity.envelope import sign_document
@@ -104,9 +104,18 @@ class Reviewer:
             received_ms=now_ms,
             lease_until_ms=now_ms + agreed.terms.lease_seconds * 1000,
         )
-        await self._database.transact(lambda c: journal.put_offer(c, item))
+        await self._database.transact(lambda c: self._take(c, agreed, item, len(offer.tasks)))
         self._work.set()
         return accepted()
+
+    def _take(self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow, records: int) -> None:
+        """Take a batch into custody, within what was agreed for its home in all."""
+        if not journal.put_offer(connection, item):
+            return
+        quota = f"agreement/{agreed.digest.hex()}/{item.home}/{item.revision}"
+        most = agreed.terms.records_per_organization
+        if not journal.reserve(connection, quota, most, MAX_LIFETIME_MS, records, item.received_ms):
+            raise AgreementError(f"{item.home} has offered {most} records, as many as were agreed")
 
     def _check_offer(self, sender: Attested, offer: TaskOffer) -> tuple[Agreed, int]:
         if not offer.tasks or len(offer.batch_id) != 16:

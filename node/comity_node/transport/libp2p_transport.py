@@ -8,7 +8,8 @@ left. Here
 - nothing answers a peer but the protocols given to `serve`;
 - a connection that has not proved its key within `handshake_s` is closed, having cost a task, a socket
   and `handshake_bytes`; when too many are unproved the oldest makes room, so silent sockets block nobody;
-- a peer that is not confirmed (attested by links) within `confirm_s` is cut;
+- a peer that is not confirmed (attested by links) within `confirm_s` is cut; until then it has few streams
+  and small windows, and when too many such strangers are connected the oldest makes room;
 - connections are bounded in all and for each peer, streams and unread bytes for each connection.
 """
 
@@ -46,21 +47,27 @@ class Libp2pLimits:
         handshake_bytes: what a peer may send in that time.
         max_unproved: inbound connections that have not proved their key; over that the oldest is closed.
         confirm_s: from there until links have attested the peer.
+        max_strangers: connections of peers that are not attested; over that the oldest is closed.
         max_connections: all connections together.
         max_per_peer: connections of one peer; over that its oldest is closed.
         dial_s: for one address, TCP only.
         negotiate_s: to agree on the protocol of a stream.
-        mux: streams and bytes of one connection.
+        stranger_mux: streams and bytes of one connection of a peer that is not attested.
+        mux: the same once it is.
     """
 
     handshake_s: float = 5.0
     handshake_bytes: int = 16 * 1024
     max_unproved: int = 128
     confirm_s: float = 10.0
+    max_strangers: int = 128
     max_connections: int = 1024
     max_per_peer: int = 4
     dial_s: float = 5.0
     negotiate_s: float = 10.0
+    stranger_mux: yamux.MuxLimits = field(
+        default_factory=lambda: yamux.MuxLimits(max_streams=4, window=yamux.INITIAL_WINDOW)
+    )
     mux: yamux.MuxLimits = field(default_factory=yamux.MuxLimits)
 
 
@@ -97,6 +104,7 @@ class Libp2pTransport:
         self._accepted = 0
         self._connections: dict[str, list[MuxedConnection]] = {}
         self._confirmed: set[str] = set()
+        self._strangers: dict[MuxedConnection, None] = {}
         self._dialling: dict[str, trio.Lock] = {}
         self._bound: list[Address] = []
         self._nursery: trio.Nursery | None = None
@@ -150,8 +158,10 @@ class Libp2pTransport:
 
     def confirm(self, peer_id: str) -> None:
         """See `Transport.confirm`."""
-        if peer_id in self._connections:
+        for connection in self._connections.get(peer_id, []):
             self._confirmed.add(peer_id)
+            self._strangers.pop(connection, None)
+            connection.set_limits(self._limits.mux)
 
     async def disconnect(self, peer_id: str) -> None:
         """See `Transport.disconnect`; returns when the connections are gone."""
@@ -197,7 +207,7 @@ class Libp2pTransport:
         except BaseException:
             socket.socket.close()
             raise
-        return MuxedConnection(channel, peer_id, initiator=initiator, limits=self._limits.mux)
+        return MuxedConnection(channel, peer_id, initiator=initiator, limits=self._limits.stranger_mux)
 
     async def _carry(
         self, connection: MuxedConnection, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -208,6 +218,12 @@ class Libp2pTransport:
         siblings.append(connection)
         if len(siblings) > self._limits.max_per_peer:
             siblings[0].close("the peer has newer connections")
+        if peer_id in self._confirmed:
+            connection.set_limits(self._limits.mux)
+        else:
+            self._strangers[connection] = None
+            if len(self._strangers) > self._limits.max_strangers:
+                next(iter(self._strangers)).close("there are too many strangers")
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:
@@ -215,6 +231,7 @@ class Libp2pTransport:
                 await connection.run(self._on_stream)
                 nursery.cancel_scope.cancel()
         finally:
+            self._strangers.pop(connection, None)
             siblings.remove(connection)
             if not siblings:
                 del self._connections[peer_id]

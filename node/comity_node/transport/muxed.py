@@ -227,6 +227,11 @@ class MuxedConnection:
         self._wake()
         return self._add(stream_id)
 
+    def set_limits(self, limits: MuxLimits) -> None:
+        """Give the peer more streams and wider windows."""
+        self._mux.set_limits(limits)
+        self._wake()
+
     def close(self, reason: str) -> None:
         """Send what waits, for a second at most, and close."""
         if not self._closing:

@@ -93,6 +93,7 @@ class MuxLimits:
 @dataclass(slots=True)
 class _Stream:
     inbound: bool
+    window: int
     send_window: int = INITIAL_WINDOW
     #: What the peer may still send, and what was read but not yet granted again.
     recv_window: int = 0
@@ -155,7 +156,7 @@ class Yamux:
         if stream is None or stream.ended_there or stream.lingering:
             return
         stream.consumed += count
-        if stream.consumed >= self._limits.window // 2:
+        if stream.consumed >= stream.window // 2:
             self._queue(_WINDOW_UPDATE, 0, stream_id, stream.consumed)
             stream.recv_window += stream.consumed
             stream.consumed = 0
@@ -185,6 +186,16 @@ class Yamux:
         if stream_id in self._streams:
             self._queue(_WINDOW_UPDATE, _RST, stream_id, 0)
             self._forget(stream_id)
+
+    def set_limits(self, limits: MuxLimits) -> None:
+        """Give the peer more; the windows of open streams grow too."""
+        self._limits = limits
+        for stream_id, stream in self._streams.items():
+            extra = limits.window - stream.window
+            if extra > 0 and not stream.ended_there:
+                stream.window += extra
+                stream.recv_window += extra
+                self._queue(_WINDOW_UPDATE, 0, stream_id, extra)
 
     def go_away(self) -> None:
         """Say that the connection is about to be closed."""
@@ -286,7 +297,7 @@ class Yamux:
             self._forget_if_done(stream_id, stream)
 
     def _add(self, stream_id: int, *, inbound: bool) -> None:
-        self._streams[stream_id] = _Stream(inbound, recv_window=self._limits.window)
+        self._streams[stream_id] = _Stream(inbound, self._limits.window, recv_window=self._limits.window)
         self._counts[inbound] += 1
 
     def _forget_if_done(self, stream_id: int, stream: _Stream) -> None:

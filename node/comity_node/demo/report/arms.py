@@ -24,7 +24,7 @@ LABELS: Mapping[str, str] = {
     "federated": "federated",
     "federated_certified": "federated + certified",
     "federated_unreviewed": "federated + everything unreviewed",
-    "federated_unreviewed_flood": "federated + unreviewed, the bad one floods",
+    "federated_unreviewed_flood": "federated + unreviewed flood",
     "poisoned_unscored": "bad update, unscored",
     "poisoned_scored": "bad update, scored",
 }
@@ -37,8 +37,8 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
     "federated_certified": ("federated",),
     "federated_unreviewed": ("federated_certified",),
     "federated_unreviewed_flood": ("federated_certified",),
-    "poisoned_unscored": ("federated_certified",),
-    "poisoned_scored": ("federated_certified", "poisoned_unscored"),
+    "poisoned_unscored": ("federated",),
+    "poisoned_scored": ("federated", "poisoned_unscored"),
 }
 
 
@@ -116,5 +116,5 @@ def _sentence(what: str, mean: float, sd: float | None, count: int, within: bool
         return f"{what} {signed(mean)} in one seed, which cannot tell a difference from noise."
     found = f"{what} {signed(mean)} (sd {decimal(sd, 4)}, {count} paired seeds)"
     if within:
-        return f"{found}: within the noise."
+        return f"{found}: within the noise." if sd or mean else f"{found}: no difference in any seed."
     return f"{found}: {'higher' if mean > 0 else 'lower'}, by more than the noise."

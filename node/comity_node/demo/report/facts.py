@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comity.errors import AgentFailed
+from comity_node.demo.adversary import Kind
 from comity_node.demo.report import arms
 from comity_node.demo.report.text import clean, finite, largest
 
@@ -38,7 +39,7 @@ _WHY: Mapping[str, str] = {
     "sees label noise only when there is more of it than the models' own errors",
     "copied_rows": "a copy is found only by a reviewer that has seen the original",
     "wrong_units": "the values stayed within what the reviewers' own rows make plausible",
-    "collapsed": "the first row of a collapsed batch is like nothing before it; only its repetitions are caught",
+    "collapsed": "a row of a collapsed batch looks like any other to a reviewer that has not seen its likes",
 }
 _WHY_UNKNOWN = "nothing explains it; look at the record's reviews with `comity records show`"
 
@@ -214,6 +215,7 @@ def _corruption(seen: Mapping[str, Any], certified_of_bad: int) -> dict[str, Any
             {"kind": one["kind"], "certified": one["certified"], "why": _WHY.get(one["kind"], _WHY_UNKNOWN)}
             for one in passed
         ],
+        "not_tried": [kind.value for kind in Kind if kind.value not in seen["rows"]],
         "certified_unlogged": max(0, certified_of_bad - sum(one["certified"] for one in kinds)),
         "replays": largest(seen.get("replays", {})),
     }

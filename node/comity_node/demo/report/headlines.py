@@ -10,17 +10,31 @@ from comity_node.demo.report.text import decimal, kind_name, listed, percent, pl
 
 Report = Mapping[str, Any]
 
-#: The comparisons that answer the questions that people ask first, in their order: arm, baseline, question.
-_QUESTIONS = (
-    ("local_certified_mean", "local_mean", "Certified rows for a hospital that trains alone"),
-    ("local_certified_worst", "local_worst", "Certified rows for the worst hospital that trains alone"),
-    ("federated", "local_mean", "Training together instead of alone"),
-    ("federated_certified", "federated", "Certified rows added to federated training"),
-    ("federated_unreviewed", "federated_certified", "Leaving out the review of rows"),
-    ("federated_unreviewed_flood", "federated_certified", "Leaving out review while the bad one floods the others"),
-    ("poisoned_unscored", "federated_certified", "Letting the bad one's update in unscored"),
-    ("poisoned_scored", "poisoned_unscored", "Scoring updates, against letting all in"),
-    ("poisoned_scored", "federated_certified", "What the bad one still costs when updates are scored"),
+#: What people ask first, in their order: what was changed, and in each case arm, baseline and circumstance.
+_QUESTIONS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "Adding the others' certified rows",
+        (
+            ("local_certified_mean", "local_mean", "for a hospital that trains alone"),
+            ("local_certified_worst", "local_worst", "for the worst hospital that trains alone"),
+            ("federated_certified", "federated", "in federated training"),
+        ),
+    ),
+    ("Training together instead of alone", (("federated", "local_mean", "for the mean hospital"),)),
+    (
+        "Leaving out the review of rows",
+        (
+            ("federated_unreviewed", "federated_certified", "as it was offered"),
+            ("federated_unreviewed_flood", "federated_certified", "when the bad one offers four times its rows"),
+        ),
+    ),
+    (
+        "Letting the bad one train along on flipped labels",
+        (
+            ("poisoned_unscored", "federated", "with its updates unscored"),
+            ("poisoned_scored", "federated", "with all updates scored"),
+        ),
+    ),
 )
 
 
@@ -36,23 +50,30 @@ def headlines(report: Report) -> list[str]:
     ]
 
 
-def comparisons(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return each question that the comparison over seeds answers, with the difference in AUC."""
+def comparisons(report: Report) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return what was changed, in which circumstance, and the difference in AUC, for each comparison that was made."""
     found = {
         (arm["arm"], one["baseline"]): one["auc"]
         for arm in report["federated"]["ablation"]["arms"]
         for one in arm["compared"]
     }
-    return [(question, found[arm, base]) for arm, base, question in _QUESTIONS if (arm, base) in found]
+    return [
+        (change, case, found[arm, base])
+        for change, cases in _QUESTIONS
+        for arm, base, case in cases
+        if (arm, base) in found
+    ]
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
     """Say in a few words whether a difference is one."""
     if difference["within_noise"] is None:
         return "one seed cannot tell"
+    if not difference["higher_in"] and not difference["lower_in"]:
+        return "no difference in any seed"
     if difference["within_noise"]:
         return "within the noise"
-    return "higher" if difference["mean"] > 0 else "lower"
+    return "higher, beyond the noise" if difference["mean"] > 0 else "lower, beyond the noise"
 
 
 def _accounting(report: Report) -> str:
@@ -78,6 +99,8 @@ def _corrupted(report: Report) -> str:
     else:
         kinds = [f"{one['certified']} {kind_name(one['kind'])} ({one['why']})" for one in found["certified_kinds"]]
         text = f"{passed} of {plural(made, 'corrupted row')} ({percent(passed, made)}) got certified: {listed(kinds)}."
+    if found["not_tried"]:
+        text += f" Not tried in this run: {listed([kind_name(kind) for kind in found['not_tried']])}."
     if found["certified_unlogged"]:
         text += f" {found['certified_unlogged']} certified rows of the bad organization are not in its own log."
     return text
@@ -87,9 +110,9 @@ def _good_rows(report: Report) -> str:
     good = report["records"]["good_rows"]
     lost = [f"{good[end]} {end}" + (" by policy" if end == "refused" else "") for end in ENDS[1:]]
     return (
-        f"Of {plural(good['offered'], 'row')} that the honest organizations offered, {good['not_certified']} "
-        f"({percent(good['not_certified'], good['offered'])}) were not certified: {listed(lost)}. That is the price of "
-        "review, though not each of them was a good row."
+        f"Of {plural(good['offered'], 'row')} that the honest organizations offered, not certified: "
+        f"{good['not_certified']} ({percent(good['not_certified'], good['offered'])}), that is {listed(lost)}. This is "
+        "the price of review and policy, though not every row of an honest organization is a good one."
     )
 
 
@@ -100,11 +123,12 @@ def _reliability(report: Report) -> list[str]:
     if not honest or not bad:
         return []
     low, high = decimal(min(honest), 2), decimal(max(honest), 2)
+    others = low if low == high else f"{low} to {high}"
     text = listed([f"{one['organization']} {decimal(one['median'], 2)}" for one in bad])
     stands_out = max(one["median"] for one in bad) < min(honest)
     told = "stands out" if stands_out else "does not stand out"
     return [
-        f"Reliability as the honest organizations see it (median): {text}, the honest ones {low} to {high}. "
+        f"Reliability as the honest organizations see it (median): {text}, the honest ones {others}. "
         f"The bad one {told} by it."
     ]
 
@@ -132,5 +156,9 @@ def _comparison(report: Report) -> list[str]:
     seeds = len(report["federated"]["ablation"]["seeds"])
     if not seeds:
         return ["The arms were not compared over seeds."]
-    parts = [f"{question}: {signed(one['mean'])} ({verdict(one)})" for question, one in comparisons(report)]
-    return [f"AUC, paired over {plural(seeds, 'seed')}. {'. '.join(parts)}."] if parts else []
+    changes: dict[str, list[str]] = {}
+    for change, case, one in comparisons(report):
+        changes.setdefault(change, []).append(f"{signed(one['mean'])} {case} ({verdict(one)})")
+    return [
+        f"{change} changed AUC, over {plural(seeds, 'seed')}, by {listed(parts)}." for change, parts in changes.items()
+    ]

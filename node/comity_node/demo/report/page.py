@@ -148,8 +148,8 @@ def _corruption(report: Report) -> str:
         "<h2>What became of the bad organization's rows</h2>"
         + _p(
             "Counted from the bad organization's own log of what it did to each row, which no other organization sees, "
-            "and from the certified records that an honest one holds. Rows that it made again after a refusal count "
-            "again."
+            "and from the certified records that an honest one holds. Counted are different rows, those that it made "
+            "again after a refusal among them, so there are more than it offered."
         )
         + _table(["what was done", "made", "certified", "share", "likely reason"], rows)
         + again
@@ -213,7 +213,7 @@ def _live(report: Report) -> str:
         "<h2>Federated training, live</h2>"
         + _p(
             "Flower's own processes, their traffic through the organizations' links. Each update came with a signed "
-            "manifest and was scored before it was averaged: AUC on rows that the server's organization put aside, "
+            "manifest and was scored before it was averaged: AUC on a few rows that the server's organization put aside, "
             "cosine and distance to the others' median."
         )
         + _table(["round", "admitted", "refused", "AUC on the server's rows", "accuracy"], rounds)
@@ -240,24 +240,24 @@ def _comparison(report: Report) -> str:
         for arm in ablation["arms"]
     ]
     answers = [
-        [question, signed(one["mean"]), decimal(one["sd"], 4), f"{one['higher_in']} of {one['n']}", verdict(one)]
-        for question, one in comparisons(report)
+        [change, case, signed(one["mean"]), decimal(one["sd"], 4), f"{one['higher_in']} of {one['n']}", verdict(one)]
+        for change, case, one in comparisons(report)
     ]
     scoring = ablation["scoring"]
     return (
         f"<h2>Ways to train, compared over {plural(count, 'seed')}</h2>"
         + _p(
-            "In one process, with the same generators, validators, adversary and model as above but without a network. "
-            "Each seed divides the same rows anew, so the spread says what the division does, not what other patients "
+            "In one process, with the same generators, validators, adversary and model as above but without a network; "
+            "the bad organization is bad from its first batch. Each seed divides the same rows anew, so the spread says what the division does, not what other patients "
             "would. Each dot is a seed, the diamond their mean, the bar one standard deviation to each side."
         )
         + _wide(plots.comparison(report, "auc", "AUC"))
         + _table(["arm", "AUC, mean ± sd", "lowest to highest", "accuracy, mean ± sd", "lowest to highest"], rows)
         + "<h3>Differences in AUC, paired by seed</h3>"
-        + _table(["what is changed", "difference", "sd", "higher in", ""], answers)
+        + _table(["change", "", "difference", "sd", "higher in", ""], answers)
         + _p(
             "Within the noise: the mean difference is less than twice its standard error (sd / √n). With few seeds "
-            "that is a rule of thumb, and among several comparisons one may pass it by chance.",
+            "that is a rule of thumb: with five, one in nine differences that are none passes it by chance.",
             "note",
         )
         + _p(

@@ -75,7 +75,7 @@ def reliability(report: Report) -> str:
 def comparison(report: Report, metric: str, shown: str) -> str:
     """Draw every arm's values, mean and standard deviation, once over all of their range and once near the top."""
     arms = report["federated"]["ablation"]["arms"]
-    left, row, top, bottom, gap = 280, 30, 34, 34, 46
+    left, row, top, bottom, gap = 270, 30, 34, 34, 46
     panel = (_WIDTH - left - gap - 20) / 2
     height = top + row * len(arms) + bottom
     drawing = Drawing(_WIDTH, height, f"{shown} on held-out rows, by arm: every seed, mean and standard deviation")

@@ -8,7 +8,7 @@ from typing import Any
 
 from comity_node.demo.report.facts import ENDS
 from comity_node.demo.report.headlines import headlines
-from comity_node.demo.report.text import decimal
+from comity_node.demo.report.text import decimal, size
 
 Report = Mapping[str, Any]
 _WIDTH = 110
@@ -19,7 +19,9 @@ def summary_lines(report: Report) -> list[str]:
     lines = [*_organizations(report), "", *_arms(report), ""]
     for fact in headlines(report):
         lines += textwrap.wrap(fact, _WIDTH, initial_indent="* ", subsequent_indent="  ")
-    lines.append("")
+    times = report["timings"]
+    traffic = f"{times['messages']:,} messages, {size(times['sent_bytes'])} sent"
+    lines += ["", f"{decimal(times['total_s'], 1)} s in all; {traffic} between the organizations"]
     for one in report["verify"]:
         lines.append(f"{'passed' if one['passed'] else 'FAILED'}: {one['what']}")
     return lines
