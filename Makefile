@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # -qq: only errors; pip would otherwise print where this machine fetches its packages from.
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
-SOURCES := sdk node tests examples scripts
+SOURCES := sdk node tests examples scripts bench
 
 # Another environment's settings must not reach into ours.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_CONSTRAINT PIP_REQUIREMENT PIP_REQUIRE_VIRTUALENV
@@ -100,12 +100,12 @@ gen: $(VENV)/.comity ## generate the protobuf stubs from proto/
 bench: bench-demo ## every benchmark; writes bench-out/NAME.json
 
 .PHONY: bench-demo
-bench-demo: $(VENV)/.comity ## the demo's own rates
-	$(PY) scripts/bench_demo.py
+bench-demo: $(VENV)/.comity ## the demo's own rates (ARGS=--help)
+	$(PY) -m bench.demo $(ARGS)
 
 # ---- house keeping --------------------------------------------------------------------------------------------------
 
 .PHONY: clean
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo-out bench-out
-	find sdk node tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find sdk node tests examples scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +

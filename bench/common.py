@@ -185,13 +185,13 @@ def write(name: str, cells: Sequence[Cell], ratios: Sequence[Ratio] = (), *, out
 
 def table(cells: Sequence[Cell], ratios: Sequence[Ratio] = ()) -> str:
     """Return cells, and below them ratios, as aligned lines."""
-    rows = [("work", "arm", "median", "lowest", "highest", "unit", "runs")]
+    rows: list[tuple[str, ...]] = [("work", "arm", "median", "lowest", "highest", "unit", "runs")]
     for each in cells:
         figures = (_short(value) for value in (each.value, *each.spread))
         rows.append((each.work, each.arm, *figures, each.unit, str(each.runs)))
     lines = _aligned(rows, right={2, 3, 4})
     if ratios:
-        compared = [("work", "arm", "peer", "ratio")]
+        compared: list[tuple[str, ...]] = [("work", "arm", "peer", "ratio")]
         compared += [(each.work, each.arm, each.peer, f"{each.ratio:.2f}x") for each in ratios]
         lines += ["", *_aligned(compared, right={3}), "over 1x: ours is better"]
     return "\n".join(lines)

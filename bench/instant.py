@@ -17,7 +17,7 @@ from typing import Any
 
 from comity.agent import Agent, Work
 from comity_node.demo.data import SCHEMA_FILE
-from comity_node.validators.schema import Schema
+from comity_node.validators.schema import FieldSpec, Schema
 
 _GOOD, _BAD = 9_000, 0
 
@@ -51,15 +51,13 @@ class InstantSkills:
 
     def _rows(self, count: int, seed: int) -> Sequence[Mapping[str, float]]:
         rng = Random(seed)
-        return [
-            {
-                name: rng.randint(0, 1)
-                if name == self._schema.label
-                else round(rng.uniform(spec.minimum, spec.maximum), 6)
-                for name, spec in self._schema.fields.items()
-            }
-            for _ in range(count)
-        ]
+        return [{name: _value(rng, spec) for name, spec in self._schema.fields.items()} for _ in range(count)]
+
+
+def _value(rng: Random, spec: FieldSpec) -> float:
+    if spec.type == "integer":
+        return rng.randint(int(spec.minimum), int(spec.maximum))
+    return round(rng.uniform(spec.minimum, spec.maximum), 6)
 
 
 @cache

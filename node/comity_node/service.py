@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from comity.errors import AgreementError, ComityError, ConfigError, ControlError, StorageError
+from comity.errors import AgreementError, ComityError, ControlError, StorageError
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
+from comity_node import strictyaml
 from comity_node.admission import Gate
+from comity_node.policy.cases import read_request
 from comity_node.policy.explain import explain
-from comity_node.policy.model import Request
 from comity_node.protocol.task import State
 from comity_node.runtime.core import Runtime
 from comity_node.runtime.score import mean
@@ -20,7 +21,6 @@ from comity_node.storage import journal, records
 from comity_node.storage.database import Database
 
 _PAGE = 100
-_MAX_REQUEST = 64 * 1024
 
 
 class Tunnels(Protocol):
@@ -182,7 +182,7 @@ class Service:
 
     async def explain_policy(self, request: pb.ExplainPolicyRequest) -> pb.ExplainPolicyResponse:
         """Explain what the active policy would decide."""
-        question = parse_request(request.request)
+        question = read_request(strictyaml.loads(request.request, "request"))
         explanation = explain(self._gate.policy, question)
         return pb.ExplainPolicyResponse(explanation=json.dumps(explanation.to_json()).encode())
 
@@ -220,26 +220,6 @@ class Service:
         """Begin the shutdown: drain, then stop."""
         await self._stop()
         return pb.ShutdownResponse()
-
-
-def parse_request(data: bytes) -> Request:
-    """Read a policy request from JSON: the attributes of `policy.model.Request`.
-
-    Raises:
-        ConfigError: it is no JSON object, or has unknown keys.
-    """
-    if len(data) > _MAX_REQUEST:
-        raise ConfigError("the request is over 64 KiB")
-    try:
-        value = json.loads(data)
-        fields: dict[str, Any] = dict(value)
-        fields["fields"] = frozenset(fields.get("fields", ()))
-        return Request(**fields)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            'a request is a JSON object such as {"action": "record.send", "organization": "b.example", '
-            f'"purpose": "...", "dataset": "...", "kind": "synthetic"}} ({error})'
-        ) from error
 
 
 def _digest(text: str) -> bytes | None:

@@ -145,7 +145,7 @@ def verify_certificate(
     1. Its quorum rule is the agreement's, and sound.
     2. It speaks about the SHA-256 of `record`.
     3. At least q votes, of distinct organizations, participants and not the author.
-    4. Each vote verifies, speaks about the same task, record, agreement and epoch, and says the verdict.
+    4. Each vote verifies, speaks about the same task, record, author, agreement and epoch, and says the verdict.
     5. A vote accepts exactly when its score reaches `min_score`.
     6. The score is the lower median of the votes' scores.
 
@@ -183,12 +183,13 @@ def _check_vote(vote: Vote, certificate: Certificate, min_score: int, trust: Tru
     except TrustError as error:
         raise CertificateInvalid(f"a vote does not verify: {error}") from error
     review = checked.review
-    about = (review.task_id, review.record_digest, review.agreement_digest, review.bundle_epoch)
+    about = (review.task_id, review.record_digest, review.agreement_digest, review.bundle_epoch, review.author)
     if about != (
         certificate.task_id,
         certificate.record_digest,
         certificate.agreement_digest,
         certificate.bundle_epoch,
+        certificate.author,
     ):
         raise CertificateInvalid(f"the vote of {review.organization} is about something else")
     if review.accept != (review.score >= min_score):

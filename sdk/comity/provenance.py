@@ -136,6 +136,8 @@ def verify_certified(
     if home.organization != task.home or certificate.author != task.home:
         raise CertificateInvalid(f"the record of {task.home} was sent off by a node of {home.organization}")
     hops = verify_hops(task.hops, task_id=task.id, record=task.record, home=home)
+    if task.revision != hops[-1].revision:
+        raise CertificateInvalid(f"the task says revision {task.revision}, its last hop {hops[-1].revision}")
     if (certificate.task_id, certificate.agreement_digest) != (task.id, agreed.digest):
         raise CertificateInvalid("the certificate is about another task or agreement")
     if certificate.bundle_epoch != agreed.terms.bundle_epoch or task.agreement_digest != agreed.digest:

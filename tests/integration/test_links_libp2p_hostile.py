@@ -179,7 +179,7 @@ def test_strangers_with_keys_are_few_get_little_and_make_room_for_newcomers() ->
 def test_more_connections_over_its_lifetime_than_the_swarm_would_have_slots() -> None:
     async def main() -> None:
         async with echo_node() as (target, _):
-            for _ in range(300):
+            for _ in range(255):
                 async with trio.open_nursery() as one:
                     await echoes(target, one)
                     one.cancel_scope.cancel()

@@ -70,7 +70,7 @@ def agree(consortium: Consortium, **changes: Any) -> Agreed:
 
 
 def make_review(agreed: Agreed, organization: str, score: int, **changes: Any) -> Review:
-    """What `organization` says about `RECORD`."""
+    """What `organization` says about `RECORD`, whose author is the initiator unless `changes` say otherwise."""
     review = Review(
         task_id=TASK_ID,
         record_digest=sha256(RECORD),
@@ -83,6 +83,7 @@ def make_review(agreed: Agreed, organization: str, score: int, **changes: Any) -
         axes={"range": score},
         validator="kit",
         at_ms=NOW_MS + 1000,
+        author=agreed.terms.initiator,
     )
     for name, value in changes.items():
         setattr(review, name, value)
@@ -126,19 +127,21 @@ def make_history(home: NodeIdentity, passages: Sequence[Passage]) -> list[bytes]
 def make_certified(
     consortium: Consortium, agreed: Agreed, *, author: str, holder: str, scores: Mapping[str, int]
 ) -> CertifiedRecord:
-    """A certified record of `author` on its way to `holder`."""
+    """A certified record of `author`, certified after one repair, on its way to `holder`."""
     home = consortium.nodes[author]
     passages = [
-        make_passage(),
-        *(make_passage("record.send", to=voter) for voter in sorted(scores)),
-        make_passage(RELEASE, to=holder),
+        make_passage(record=canonical_json({"label": 1, "x": -2.5})),
+        make_passage(revision=1),
+        *(make_passage("record.send", to=voter, revision=1) for voter in sorted(scores)),
+        make_passage(RELEASE, to=holder, revision=1),
     ]
-    votes = [make_vote(consortium, agreed, voter, score) for voter, score in scores.items()]
+    votes = [make_vote(consortium, agreed, voter, score, author=author, revision=1) for voter, score in scores.items()]
     return CertifiedRecord(
         task=Task(
             id=TASK_ID,
             agreement_digest=agreed.digest,
             home=author,
+            revision=1,
             record=RECORD,
             hops=make_history(home, passages),
         ),

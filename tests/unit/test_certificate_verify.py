@@ -155,7 +155,9 @@ def set_field(name: str, value: object) -> Callable[[World, Certificate], None]:
         (set_field("quorum", 2), "not the agreement's"),
         (set_field("eligible", 3), "not the agreement's"),
         (set_field("faulty", 0), "not the agreement's"),
-        (set_field("author", VOTERS[0]), "not eligible to vote"),
+        (set_field("author", VOTERS[0]), "about something else"),
+        (set_field("author", VOTERS[3]), "about something else"),
+        (about(author=VOTERS[3]), "about something else"),
     ],
 )
 def test_a_certificate_that_does_not_prove_it(

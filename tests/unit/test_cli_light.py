@@ -12,7 +12,7 @@ from comity_node.cli import main
 
 #: What `pip install comity` does not bring.
 ABSENT = ("trio", "libp2p", "multiaddr", "yaml", "numpy", "onnx", "onnxruntime", "pyarrow", "sklearn", "scipy", "rich",
-          "flwr", "h11", "skl2onnx", "matplotlib", "grpc_health", "grpc_reflection")  # fmt: skip
+          "flwr", "h11", "skl2onnx", "grpc_health", "grpc_reflection")  # fmt: skip
 
 SCRIPT = f"""
 import sys

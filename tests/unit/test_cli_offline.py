@@ -99,6 +99,7 @@ def provenance(consortium: Consortium, *, score: int = 9000) -> bytes:
         accept=True,
         score=score,
         at_ms=now_ms,
+        author=author.organization,
     )
     vote = check_review(sign_document(reviewer.key, "review", review.SerializeToString()), reviewer.chain, trust)
     task = Task(id=task_id, agreement_digest=sha256(terms), home=author.organization, record=record, hops=history)

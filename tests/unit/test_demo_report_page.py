@@ -297,6 +297,12 @@ def test_which_kinds_got_certified_and_why() -> None:
     )
 
 
+def test_kinds_that_were_not_tried_are_named() -> None:
+    report = build(inputs())
+    assert report["records"]["corruption"]["not_tried"] == ["shuffled_labels", "copied_rows"]
+    assert "Not tried in this run: shuffled labels and copied rows." in page(report)
+
+
 def test_none_certified_is_said_too() -> None:
     none = {"rows": {"collapsed": {"made": 5, "certified": 0}, "honest": {"made": 4, "certified": 3}}, "replays": {}}
     report = build(replace(inputs(), corruption=none))
@@ -313,7 +319,10 @@ def compared(report: Mapping[str, Any], arm: str, baseline: str, metric: str = "
 
 
 def test_differences_are_paired_by_seed_and_say_whether_they_are_noise() -> None:
-    means = [{"federated": 0.9, "federated_certified": 0.9 + d, "poisoned_scored": 0.8} for d in (0.01, -0.01, 0.002)]
+    means = [
+        {"local_mean": 0.8, "federated": 0.9, "federated_certified": 0.9 + d, "poisoned_scored": 0.9}
+        for d in (0.01, -0.01, 0.002)
+    ]
     results = [
         SeedResult(seed, {arm: Validation(0.1, auc, 0.9) for arm, auc in one.items()}, 0, 0, 3, {})
         for seed, one in enumerate(means)
@@ -325,14 +334,17 @@ def test_differences_are_paired_by_seed_and_say_whether_they_are_noise() -> None
     assert noise["within_noise"] is True
     assert "within the noise" in noise["sentence"]
     assert compared(report, "federated_certified", "federated", "accuracy")["within_noise"] is True
-    real = compared(report, "poisoned_scored", "federated_certified")
+    real = compared(report, "federated", "local_mean")
     assert real["within_noise"] is False
-    assert "lower, by more than the noise" in real["sentence"]
+    assert "higher, by more than the noise" in real["sentence"]
+    same = compared(report, "poisoned_scored", "federated")
+    assert same["within_noise"] is True
+    assert "no difference in any seed" in same["sentence"]
 
 
 def test_one_seed_cannot_tell() -> None:
     report = build(replace(inputs(), ablation=[seed_result(0)]))
-    one = compared(report, "poisoned_unscored", "federated_certified")
+    one = compared(report, "poisoned_unscored", "federated")
     assert one["within_noise"] is None
     assert one["sd"] is None
     read(page(report))

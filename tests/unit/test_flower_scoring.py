@@ -76,6 +76,18 @@ def test_with_few_others_the_current_model_is_the_reference() -> None:
     assert judged_last(honest(0), worse).trust == 1.0
 
 
+def test_few_held_out_rows_give_the_benefit_of_the_doubt() -> None:
+    labels = np.array([1] * 8 + [0] * 12)
+    scores = np.linspace(0.9, 0.1, 20)
+    scores[7], scores[15] = scores[15], scores[7]
+    chance = validate(scores, labels)
+    assert chance.auc < GOOD.auc - Thresholds().max_auc_drop
+    assert judged_last(*FOUR, honest(5, validation=chance)).trust == 1.0
+    many = validate(np.tile(scores, 500), np.tile(labels, 500))
+    assert many.auc == pytest.approx(chance.auc)
+    assert judged_last(*FOUR, honest(5, validation=many)).trust == 0.0
+
+
 def test_without_validation_direction_and_norm_still_count() -> None:
     blind = [Update(one.organization, one.parameters, one.weight) for one in FOUR]
     assert judged_last(*blind, Update("bad.example", -DIRECTION, 100)).trust == 0.0

@@ -72,7 +72,14 @@ def test_what_votes_amount_to(world: World, scores: tuple[int, ...], outcome: Ou
 
 @pytest.mark.invariant("S9")
 @pytest.mark.parametrize(
-    "changes", [{"task_id": bytes(16)}, {"record_digest": bytes(32)}, {"agreement_digest": b""}, {"bundle_epoch": 2}]
+    "changes",
+    [
+        {"task_id": bytes(16)},
+        {"record_digest": bytes(32)},
+        {"agreement_digest": b""},
+        {"bundle_epoch": 2},
+        {"author": VOTERS[1]},
+    ],
 )
 def test_a_vote_about_something_else_does_not_count(world: World, changes: dict[str, object]) -> None:
     ballot = world.ballot()

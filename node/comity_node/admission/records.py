@@ -80,6 +80,12 @@ def read_fields(record: bytes) -> dict[str, Any]:
     return fields
 
 
+def _left_by(owed: Obligations, schema: Schema) -> Schema:
+    """Return what a record looks like when the obligations were met: without the fields that were redacted."""
+    left = {name: spec for name, spec in schema.fields.items() if name not in owed.redact}
+    return schema if len(left) == len(schema.fields) else Schema(schema.label, left)
+
+
 def to_task(agreed: Agreed, home: str, draft: Draft) -> Task:
     """Return the message in which a record travels."""
     return Task(
@@ -137,7 +143,10 @@ class RecordGate:
             owed = duties.from_terms(agreed.terms.obligations)
             for decision in decisions:
                 owed = duties.merge(owed, decision.obligations) if decision.allowed else owed
-            out.append(self._shape(agreed, draft, duties.apply(owed, fields), owed, dataset, decisions))
+            try:
+                out.append(self._shape(agreed, draft, duties.apply(owed, fields), owed, dataset, decisions))
+            except (InvalidRecord, PolicyDenied) as error:
+                out.append(Refused(draft.task_id, "obligations", (), str(error)))
         return out
 
     def _shape(
@@ -149,6 +158,8 @@ class RecordGate:
         dataset: Dataset,
         decisions: list[Decision],
     ) -> Draft | Refused:
+        if problem := dataset.schema.without(owed.redact).problem(fields):
+            return Refused(draft.task_id, "schema", (), f"once generalized: {problem}")
         attested: dict[str, str] = {}
         if owed.min_distance_to_private:
             if dataset.private is None:
@@ -208,8 +219,8 @@ class RecordGate:
         agreed.check_active(self._gate.now_ms())
         if sender.organization not in agreed.participants or me not in agreed.participants:
             raise AgreementError(f"{sender.organization} does not take part in agreement {agreed.digest.hex()[:12]}")
-        schema = self.dataset(agreed.terms.dataset).schema
         owed = duties.from_terms(agreed.terms.obligations)
+        schema = self.dataset(agreed.terms.dataset).schema.without(owed.redact)
         fields = [self._check_history(agreed, task, sender, me, action) for task in tasks]
         questions = [
             Question(
@@ -228,8 +239,9 @@ class RecordGate:
         for each, decision in zip(fields, await self._gate.decide(questions), strict=True):
             if not decision.allowed:
                 raise PolicyDenied(decision.reason, rules=decision.rules)
-            duties.verify(duties.merge(owed, decision.obligations), each)
-            schema.check(each)
+            both = duties.merge(owed, decision.obligations)
+            duties.verify(both, each)
+            _left_by(both, schema).check(each)
 
     def _check_history(self, agreed: Agreed, task: Task, sender: Attested, me: str, action: str) -> dict[str, Any]:
         if task.home != sender.organization or task.agreement_digest != agreed.digest:

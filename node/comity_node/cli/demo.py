@@ -8,7 +8,7 @@ from pathlib import Path
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import Context, UsageError, require
 
-_PACKAGES = ("trio", "libp2p", "yaml", "numpy", "onnxruntime", "sklearn", "flwr", "matplotlib", "rich")
+_PACKAGES = ("trio", "libp2p", "yaml", "numpy", "onnxruntime", "sklearn", "flwr", "rich")
 
 
 def _run(context: Context, arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ their own node's tunnel; the bad organization's trains on many synthetic rows wi
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ TUNNEL = "flower"
 POISONED = "poisoned.parquet"
 _VALIDATION_SHARE = 0.3
 _TIMEOUT_S = 180.0
+_PROBE_S = 20.0
+_FORBIDDEN = 403
 
 
 def train(
@@ -77,7 +80,10 @@ def train(
             },
             timeout_s=_TIMEOUT_S,
         )
+        control_status = _call_control(ports[others[0].organization])
+        say(f"{others[0].organization} calls the SuperLink's Control API through its tunnel: HTTP {control_status}")
     report: dict[str, Any] = json.loads(result.read_text())
+    report["control_api_through_tunnel"] = {"status": control_status, "refused": control_status == _FORBIDDEN}
     report["seconds"] = round(finished.seconds, 1)
     for number, one in enumerate(report["rounds"], 1):
         admitted = ", ".join(entry["organization"].split(".")[0] for entry in one["admitted"])
@@ -95,6 +101,18 @@ def _tunnels(server: Home, others: Sequence[Home], port: int) -> dict[str, int]:
         with Client(home.control) as client:
             ports[home.organization] = client.open_tunnel(TUNNEL, server.organization, app_digests=apps)
     return ports
+
+
+def _call_control(port: int) -> int:
+    """Call Flower's Control API as somebody would who takes a tunnel for the SuperLink; returns the HTTP status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)
+    try:
+        connection.request(
+            "POST", "/v1/control/list-runs", body=b"", headers={"Content-Type": "application/x-protobuf"}
+        )
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def _split_validation(server: Home, seed: int) -> tuple[Path, Path]:

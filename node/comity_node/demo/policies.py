@@ -11,7 +11,7 @@ PURPOSE = "breast-cancer-screening"
 STRICT = "charite.example"
 #: Least distance of a synthetic row to the closest private one (standardized, over the root of the dimension).
 DISTANCE = 0.2
-STRICT_DISTANCE = 0.25
+STRICT_DISTANCE = 0.3
 
 _HOSPITAL = """\
 # The policy of {organization}. What no rule allows is denied; a forbid beats every allow.

@@ -62,6 +62,7 @@ class _Story:
     corruption: dict[str, Any] = field(default_factory=dict)
     flower: dict[str, Any] = field(default_factory=dict)
     verify: list[report.Verification] = field(default_factory=list)
+    reviews: int = 0
 
 
 def run(options: DemoOptions) -> int:
@@ -74,7 +75,7 @@ def run(options: DemoOptions) -> int:
     out = options.out.absolute()
     sockets = Path(tempfile.mkdtemp(prefix="comity-"))
     table = load_data(options.data, options.label)
-    size = scenario.Size(batch=10)
+    size = scenario.Size()
     story = _Story()
     with _terminate_as_interrupt(), Display(plain=options.plain) as display:
         homes, test = make_homes(out / "organizations", sockets, table, seed=_SEED)
@@ -110,6 +111,7 @@ def run(options: DemoOptions) -> int:
             verify=story.verify,
             machine=report.machine(),
             data="Wisconsin breast cancer (569 patients)" if options.data is None else options.data.name,
+            reviews=story.reviews,
             total_s=time.monotonic() - began,
         )
     )
@@ -145,6 +147,7 @@ def _collect(homes: Sequence[Home], workflow_id: str, story: _Story) -> None:
     story.organizations = {home.organization: scenario.organization_report(home, workflow_id) for home in homes}
     bad = next(home for home in homes if home.organization == BAD)
     story.corruption = scenario.corruption_report(bad, homes[0])
+    story.reviews = scenario.count_votes(homes)
 
 
 def _start_ablation(options: DemoOptions, processes: Processes, size: scenario.Size, file: Path) -> None:

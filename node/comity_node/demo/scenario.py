@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from comity_node.demo.homes import BAD, Home
 from comity_node.demo.participants import CORRUPTION_FILE
 from comity_node.demo.policies import DATASET, PURPOSE
 from comity_node.demo.processes import Processes, answers, wait_until
+from comity_node.storage.connections import connect_readonly
 
 _START_S = 120.0
 _NEGOTIATE_S = 60.0
@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 class Size:
     """How much the demo does."""
 
-    records: int = 60
-    batch: int = 20
+    records: int = 70
+    batch: int = 10
     repair_rounds: int = 1
     min_score: int = 500
     lease_seconds: int = 20
@@ -196,7 +196,10 @@ def corruption_report(bad: Home, witness: Home) -> dict[str, Any]:
     }
 
 
-def audit_entries(home: Home) -> int:
-    """Return how many entries the audit log of an organization has."""
-    with closing(sqlite3.connect(f"file:{home.path / 'node.db'}?mode=ro", uri=True)) as connection:
-        return int(connection.execute("SELECT count(*) FROM audit_entries").fetchone()[0])
+def count_votes(homes: Sequence[Home]) -> int:
+    """Return how many reviews of single rows all homes together have received."""
+    total = 0
+    for home in homes:
+        with closing(connect_readonly(home.path / "node.db")) as connection:
+            total += int(connection.execute("SELECT count(*) FROM votes").fetchone()[0])
+    return total

@@ -43,7 +43,7 @@ class Ballot:
         if author in eligible or len(eligible) != rule.eligible:
             raise CertificateInvalid("the author does not vote, and everybody else who agreed may")
         rule.check()
-        self._about = (task_id, record_digest, agreement_digest, epoch)
+        self._about = (task_id, record_digest, agreement_digest, epoch, author)
         self._author = author
         self._eligible = eligible
         self._rule = rule
@@ -68,7 +68,8 @@ class Ballot:
             UnexpectedMessage: the vote is about something else, or not this organization's to give.
         """
         review = vote.review
-        if (review.task_id, review.record_digest, review.agreement_digest, review.bundle_epoch) != self._about:
+        about = (review.task_id, review.record_digest, review.agreement_digest, review.bundle_epoch, review.author)
+        if about != self._about:
             raise UnexpectedMessage(f"the vote of {review.organization} is about another record")
         if review.organization not in self._eligible:
             raise UnexpectedMessage(f"{review.organization} may not vote here")

@@ -238,7 +238,7 @@ def _tighten_review(terms: Terms, owed: Obligations) -> None:
     if owed.review is None:
         return
     quorum = max(terms.review.quorum, owed.review.quorum or 0)
-    min_score = max(terms.review.min_score, round((owed.review.min_score or 0.0) * 10_000))
+    min_score = max(terms.review.min_score, duties.to_score(owed.review.min_score or 0.0))
     terms.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum))
 
 

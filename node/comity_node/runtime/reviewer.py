@@ -244,6 +244,7 @@ class Reviewer:
                 axes=scored["axes"],
                 validator=answer["validator"],
                 at_ms=now_ms,
+                author=item.home,
             )
             envelope = sign_document(self._identity.key, "review", review.SerializeToString())
             delivery.reviews.append(ReviewedTask(review=envelope, feedback=scored["feedback"]))

@@ -223,7 +223,9 @@ class Libp2pTransport:
         else:
             self._strangers[connection] = None
             if len(self._strangers) > self._limits.max_strangers:
-                next(iter(self._strangers)).close("there are too many strangers")
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.close("there are too many strangers")
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:

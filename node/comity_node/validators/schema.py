@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,11 @@ class Schema:
     def features(self) -> tuple[str, ...]:
         """The fields without the label, in order."""
         return tuple(name for name in self.fields if name != self.label)
+
+    def without(self, names: Collection[str]) -> Schema:
+        """Return the schema of records from which these fields are redacted; the label stays."""
+        kept = {name: spec for name, spec in self.fields.items() if name not in names or name == self.label}
+        return self if len(kept) == len(self.fields) else Schema(self.label, kept)
 
     def problem(self, record: Record) -> str:
         """Return why `record` does not fit, or "" when it does."""

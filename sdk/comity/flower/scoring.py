@@ -36,11 +36,15 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a model scored on held-out rows: log-loss in nats, area under the ROC curve and accuracy in 0..1."""
+    """What a model scored on held-out rows: log-loss in nats, area under the ROC curve and accuracy in 0..1.
+
+    `auc_error` is the AUC's standard error, which is large where the held-out rows are few.
+    """
 
     loss: float
     auc: float
     accuracy: float
+    auc_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +61,22 @@ class Update:
 class Thresholds:
     """Where an update is refused or weighs less.
 
-    The defaults come from the demonstration's data (logistic regression, four honest non-IID members, one that
-    trains on bad rows): honest updates stayed within half of each, the bad one was beyond by far.
+    The defaults come from the demonstration's data: logistic regression, four honest non-IID members and one that
+    trains on flipped labels, 25 held-out rows. Over 20 seeds, with and without certified rows (480 honest updates, 120
+    bad ones), honest updates had a cosine of at least 0.41, a distance of at most 2.9 and a log-loss of at most 0.95;
+    none was refused, and every bad one was. Other models and data deserve a look at their own history first.
     """
 
     #: Worse than guessing is refused whatever the others send.
     min_auc: float = 0.5
-    #: Below the median of the others' AUC by more than this: refused.
+    #: Below the median of the others' AUC by more than this, and twice its standard error: refused.
     max_auc_drop: float = 0.05
     #: Above the median of the others' log-loss by more than this (nats): refused.
-    max_loss_rise: float = 0.5
+    max_loss_rise: float = 1.0
     #: Cosine to the others' median progress, at or below which an update is refused.
     min_cosine: float = 0.0
     #: Distances over this many times the others' typical one weigh less ...
-    soft_distance: float = 3.0
+    soft_distance: float = 4.0
     #: ... and over this many times are refused.
     hard_distance: float = 10.0
     #: Weights over this many times the median of the others' are cut to it.
@@ -159,7 +165,7 @@ def _validation_reasons(
     if seen:
         auc = float(np.median([one.auc for one in seen]))
         loss = float(np.median([one.loss for one in seen]))
-        if own.auc < auc - limits.max_auc_drop:
+        if own.auc < auc - limits.max_auc_drop - 2.0 * own.auc_error:
             reasons.append(f"validation: AUC {own.auc:.3f} against {auc:.3f} of the others")
         if not own.loss <= loss + limits.max_loss_rise:
             reasons.append(f"validation: log-loss {own.loss:.3f} against {loss:.3f} of the others")
@@ -184,13 +190,15 @@ def cosine_of(one: Vector, other: Vector) -> float | None:
 def validate(probabilities: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Validation:
     """Score predicted probabilities of the positive class against labels 0 and 1, both of shape (n,).
 
-    AUC is the Mann-Whitney statistic with half a point for ties; it is 0.5 when one class is missing.
+    AUC is the Mann-Whitney statistic with half a point for ties; it is 0.5 when one class is missing. Its standard
+    error is that of Hanley and McNeil (Radiology 143, 1982).
     """
     clipped = np.clip(np.nan_to_num(probabilities.astype(np.float64), nan=0.5), 1e-12, 1 - 1e-12)
     positive = labels.astype(bool)
     loss = float(-np.mean(np.where(positive, np.log(clipped), np.log1p(-clipped))))
     accuracy = float(np.mean((clipped >= 0.5) == positive))
-    return Validation(loss=loss, auc=_auc(clipped, positive), accuracy=accuracy)
+    auc = _auc(clipped, positive)
+    return Validation(loss, auc, accuracy, _auc_error(auc, int(positive.sum()), int((~positive).sum())))
 
 
 def _auc(scores: Vector, positive: npt.NDArray[np.bool_]) -> float:
@@ -202,3 +210,11 @@ def _auc(scores: Vector, positive: npt.NDArray[np.bool_]) -> float:
     ranks = np.cumsum(ties) - (ties - 1) / 2.0
     rank_sum = float(ranks[inverse][positive].sum())
     return (rank_sum - count * (count + 1) / 2.0) / (count * rest)
+
+
+def _auc_error(auc: float, positives: int, negatives: int) -> float:
+    if positives == 0 or negatives == 0:
+        return 0.0
+    first, second, square = auc / (2 - auc), 2 * auc**2 / (1 + auc), auc**2
+    variance = auc * (1 - auc) + (positives - 1) * (first - square) + (negatives - 1) * (second - square)
+    return math.sqrt(max(0.0, variance) / (positives * negatives))

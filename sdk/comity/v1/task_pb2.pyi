@@ -269,6 +269,7 @@ class Review(_message.Message):
     AXES_FIELD_NUMBER: _builtins.int
     VALIDATOR_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
     task_id: _builtins.bytes
     revision: _builtins.int
     record_digest: _builtins.bytes
@@ -284,6 +285,8 @@ class Review(_message.Message):
     validator: _builtins.str
     """What made the scores: models' digests, runtime version, provider, precision."""
     at_ms: _builtins.int
+    author: _builtins.str
+    """The organization whose record it is: a vote is good under no other author's name."""
     @_builtins.property
     def axes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Axis to 0..10000; the score is their minimum."""
@@ -303,10 +306,11 @@ class Review(_message.Message):
         axes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         validator: _builtins.str = ...,
         at_ms: _builtins.int = ...,
+        author: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "axes", b"axes", "bundle_epoch", b"bundle_epoch", "organization", b"organization", "record_digest", b"record_digest", "reviewer", b"reviewer", "revision", b"revision", "score", b"score", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "author", b"author", "axes", b"axes", "bundle_epoch", b"bundle_epoch", "organization", b"organization", "record_digest", b"record_digest", "reviewer", b"reviewer", "revision", b"revision", "score", b"score", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,11 @@ _QUESTIONS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         "Leaving out the review of rows",
         (
             ("federated_unreviewed", "federated_certified", "as it was offered"),
-            ("federated_unreviewed_flood", "federated_certified", "when the bad one offers four times its rows"),
+            (
+                "federated_unreviewed_flood",
+                "federated_certified",
+                "when the bad one floods with flipped labels, four times its rows",
+            ),
         ),
     ),
     (

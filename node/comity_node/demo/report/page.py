@@ -213,8 +213,8 @@ def _live(report: Report) -> str:
         "<h2>Federated training, live</h2>"
         + _p(
             "Flower's own processes, their traffic through the organizations' links. Each update came with a signed "
-            "manifest and was scored before it was averaged: AUC on a few rows that the server's organization put aside, "
-            "cosine and distance to the others' median."
+            "manifest and was scored before it was averaged: AUC on a few rows that the server's organization put "
+            "aside, cosine and distance to the others' median."
         )
         + _table(["round", "admitted", "refused", "AUC on the server's rows", "accuracy"], rounds)
         + _p(final)
@@ -248,8 +248,9 @@ def _comparison(report: Report) -> str:
         f"<h2>Ways to train, compared over {plural(count, 'seed')}</h2>"
         + _p(
             "In one process, with the same generators, validators, adversary and model as above but without a network; "
-            "the bad organization is bad from its first batch. Each seed divides the same rows anew, so the spread says what the division does, not what other patients "
-            "would. Each dot is a seed, the diamond their mean, the bar one standard deviation to each side."
+            "the bad organization is bad from its first batch. Each seed divides the same rows anew, so the spread "
+            "says what the division does, not what other patients would. Each dot is a seed, the diamond their mean, "
+            "the bar one standard deviation to each side."
         )
         + _wide(plots.comparison(report, "auc", "AUC"))
         + _table(["arm", "AUC, mean ± sd", "lowest to highest", "accuracy, mean ± sd", "lowest to highest"], rows)
