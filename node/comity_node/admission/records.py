@@ -80,12 +80,6 @@ def read_fields(record: bytes) -> dict[str, Any]:
     return fields
 
 
-def _left_by(owed: Obligations, schema: Schema) -> Schema:
-    """Return what a record looks like when the obligations were met: without the fields that were redacted."""
-    left = {name: spec for name, spec in schema.fields.items() if name not in owed.redact}
-    return schema if len(left) == len(schema.fields) else Schema(schema.label, left)
-
-
 def to_task(agreed: Agreed, home: str, draft: Draft) -> Task:
     """Return the message in which a record travels."""
     return Task(
@@ -220,7 +214,7 @@ class RecordGate:
         if sender.organization not in agreed.participants or me not in agreed.participants:
             raise AgreementError(f"{sender.organization} does not take part in agreement {agreed.digest.hex()[:12]}")
         owed = duties.from_terms(agreed.terms.obligations)
-        schema = self.dataset(agreed.terms.dataset).schema.without(owed.redact)
+        schema = self.dataset(agreed.terms.dataset).schema
         fields = [self._check_history(agreed, task, sender, me, action) for task in tasks]
         questions = [
             Question(
@@ -241,7 +235,7 @@ class RecordGate:
                 raise PolicyDenied(decision.reason, rules=decision.rules)
             both = duties.merge(owed, decision.obligations)
             duties.verify(both, each)
-            _left_by(both, schema).check(each)
+            schema.without(both.redact).check(each)
 
     def _check_history(self, agreed: Agreed, task: Task, sender: Attested, me: str, action: str) -> dict[str, Any]:
         if task.home != sender.organization or task.agreement_digest != agreed.digest:

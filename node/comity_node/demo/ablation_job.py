@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +43,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a CSV or Parquet file instead of the Wisconsin data")
     parser.add_argument("--label", default="", help="its label column")
     arguments = parser.parse_args()
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
 
     def keep(result: SeedResult) -> None:
         with arguments.out.open("a") as file:

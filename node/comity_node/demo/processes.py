@@ -19,6 +19,8 @@ from comity_node.demo.homes import BAD, Home
 _STOP_S = 15.0
 _POLL_S = 0.2
 _TAIL = 400
+#: Small matrices: two threads each would spend their time on waking each other.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 #: Batches after which the bad organization turns bad.
 TURN = 1
 
@@ -62,13 +64,13 @@ class Processes:
         """Start (or start again) the worker of an organization."""
         home = self._homes[organization]
         agent = "bad" if organization == BAD else "hospital"
-        environment = {"COMITY_DEMO_DATA": str(home.data), "COMITY_DEMO_TURN": str(TURN), "OMP_NUM_THREADS": "1"}
+        environment = {"COMITY_DEMO_DATA": str(home.data), "COMITY_DEMO_TURN": str(TURN), **_ONE_THREAD}
         command = ["-m", "comity.worker", f"comity_node.demo.agents:{agent}", "--control", home.control]
         return self._start(f"{organization} worker", command, home.log / "worker.log", environment)
 
     def start_helper(self, name: str, arguments: Sequence[str], log: Path) -> Running:
         """Start a helper of the demo itself at low priority."""
-        return self._start(name, arguments, log, {"OMP_NUM_THREADS": "1"}, nice=10)
+        return self._start(name, arguments, log, _ONE_THREAD, nice=10)
 
     def _start(
         self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str], nice: int = 0

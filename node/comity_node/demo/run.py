@@ -73,11 +73,10 @@ def run(options: DemoOptions) -> int:
     """
     began = time.monotonic()
     out = options.out.absolute()
-    sockets = Path(tempfile.mkdtemp(prefix="comity-"))
     table = load_data(options.data, options.label)
     size = scenario.Size()
     story = _Story()
-    with _terminate_as_interrupt(), Display(plain=options.plain) as display:
+    with _terminate_as_interrupt(), _sockets(options) as sockets, Display(plain=options.plain) as display:
         homes, test = make_homes(out / "organizations", sockets, table, seed=_SEED)
         display.line(
             f"five organizations under {options.out / 'organizations'}; {len(table)} rows, a test set held out"
@@ -94,8 +93,6 @@ def run(options: DemoOptions) -> int:
             _verify(homes, out, story)
             if options.keep:
                 _leave(homes, processes)
-    if not options.keep:
-        shutil.rmtree(sockets, ignore_errors=True)
     schema = homes[0].data / SCHEMA_FILE
     made = report.build(
         report.Inputs(
@@ -221,6 +218,17 @@ def _shown(path: Path) -> str:
 
 def _private_rows(home: Home) -> int:
     return len(load_table(home.data / PRIVATE_FILE, Schema.load(home.data / SCHEMA_FILE)))
+
+
+@contextmanager
+def _sockets(options: DemoOptions) -> Iterator[Path]:
+    """Yield a directory with a short name for the control sockets; it stays while the organizations do."""
+    directory = Path(tempfile.mkdtemp(prefix="comity-"))
+    try:
+        yield directory
+    finally:
+        if not options.keep:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
