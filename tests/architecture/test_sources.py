@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("sdk", "node", "tests", "examples", "scripts")
+SOURCES = ("sdk", "node", "tests", "examples", "scripts", "bench")
 
 #: Hosts that packages come from, and places of one person's machine. Split, so that this file does not name them.
 _HOSTS = re.compile(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,11 +12,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from comity.errors import ConfigError, LinkClosed, PeerUnreachable
+from comity.errors import ConfigError, FrameTooLarge, LinkClosed, PeerUnreachable
 from comity.signing import PrivateKey
 from comity_node.transport.address import parse_address
 from comity_node.transport.base import ByteStream
 from comity_node.transport.libp2p_transport import Libp2pLimits, Libp2pTransport
+from comity_node.transport.wire import Wire
 from comity_node.transport.yamux import MuxLimits
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -114,34 +117,60 @@ def test_a_huge_length_prefix_costs_nothing() -> None:
 
 
 @pytest.mark.invariant("S7")
-def test_a_flood_of_small_messages_before_the_key_is_bounded() -> None:
+def test_a_flood_of_small_messages_before_the_key_is_cut() -> None:
     async def main() -> None:
-        async with echo_node(Libp2pLimits(handshake_s=20, handshake_bytes=4096)) as (target, nursery):
+        async with echo_node(Libp2pLimits(handshake_s=50, handshake_bytes=4096)) as (target, nursery):
             stream = await dial(target)
-            await stream.send_all(b"\x13/multistream/1.0.0\n")
-            sent = 0
-            with trio.fail_after(5):
-                try:
-                    while True:
-                        await stream.send_all(b"\x03ls\n" * 100)
-                        await stream.receive_some(1)
-                        sent += 400
-                except trio.BrokenResourceError:
-                    await stream.aclose()
-            assert sent < 100_000
+            await stream.send_all(b"\x13/multistream/1.0.0\n" + b"\x03ls\n" * 2000)  # each would get an answer
+            with trio.fail_after(10):
+                said = await drained(stream)
+            assert said.count(b"/noise") <= 1024
             await echoes(target, nursery)
 
     trio.run(main)
 
 
 @pytest.mark.invariant("S7")
-def test_silent_sockets_do_not_block_newcomers_and_are_closed() -> None:
+def test_a_wire_reads_its_budget_and_no_more_until_it_is_lifted() -> None:
     async def main() -> None:
-        async with echo_node(Libp2pLimits(handshake_s=1, max_unproved=32)) as (target, nursery):
+        here, there = (trio.SocketStream(each) for each in trio.socket.socketpair())
+        async with here, there:
+            wire = Wire(here, initiator=False, budget=100)
+            await there.send_all(bytes(1000))
+            for _ in range(10):
+                assert await wire.read(10) == bytes(10)
+            with pytest.raises(FrameTooLarge):
+                await wire.read(1)
+            wire.lift_budget()
+            assert await wire.read(900) == bytes(900)
+            await there.aclose()
+            with pytest.raises(LinkClosed):
+                await wire.read(1)
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_silent_sockets_make_room_for_newcomers() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=50, max_unproved=32)) as (target, nursery):
             silent = [await dial(target) for _ in range(100)]
-            await echoes(target, nursery)
-            for stream in silent:
-                await drained(stream)
+            with trio.fail_after(10):
+                await echoes(target, nursery)
+                for stream in silent[:68]:
+                    await drained(stream)
+            for stream in silent[68:]:
+                await stream.aclose()
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_silent_socket_is_closed_in_time() -> None:
+    async def main() -> None:
+        async with echo_node(Libp2pLimits(handshake_s=0.3)) as (target, _):
+            with trio.fail_after(10):
+                await drained(await dial(target))
 
     trio.run(main)
 
@@ -197,9 +226,11 @@ def test_connections_of_one_peer_are_bounded_and_the_newest_wins() -> None:
             for client in clients:
                 await nursery.start(client.run)
                 streams.append(await client.open_stream(target.peer_id, target.addresses(), ECHO))
-            for client in clients[:2]:
-                for connection in client._connections.get(target.peer_id, []):
-                    await connection.closed.wait()
+                client.confirm(target.peer_id)
+            with trio.fail_after(10):
+                for client in clients[:2]:
+                    for connection in client._connections.get(target.peer_id, []):
+                        await connection.closed.wait()
             for stream in streams[2:]:
                 await stream.send(b"here")
                 assert await stream.receive() == b"here"
@@ -235,6 +266,18 @@ def test_a_dead_address_does_not_keep_a_good_one_from_being_dialled_again() -> N
             await stream.aclose()
 
     trio.run(main)
+
+
+def test_importing_the_transport_leaves_logging_alone() -> None:
+    script = (
+        "import logging, sys\n"
+        "def look(): return [(l.level, l.propagate, l.handlers) for l in map(logging.getLogger, (None, 'libp2p'))]\n"
+        "before = look()\n"
+        "import comity_node.transport.libp2p_transport\n"
+        "sys.exit(before != look() or 'libp2p' not in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_only_ip_addresses_can_be_listened_on() -> None:

@@ -337,9 +337,9 @@ def test_a_port_in_use_is_named(consortium: Consortium) -> None:
         a = node(nodes[MERCY], trust)
         async with running(a):
             [address] = a.addresses()
-            second = Libp2pTransport(nodes[STLUKES].key, [address])
-            with pytest.raises(ConfigError, match=f"cannot listen on {address}: the port is in use"):
-                await second.run()
+            for second in (Libp2pTransport(nodes[STLUKES].key, [address]), node(nodes[STLUKES], trust, listen=address)):
+                with pytest.raises(ConfigError, match=f"cannot listen on {address}: the port is in use"):
+                    await second.run()
         # And it is free again once the node has stopped.
         async with running(node(nodes[MERCY], trust, listen=address)):
             pass

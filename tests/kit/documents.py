@@ -22,14 +22,14 @@ TASK_ID = bytes(range(16))
 MIN_SCORE = 5000
 
 
-def make_terms(consortium: Consortium, members: Sequence[str] = (), **changes: Any) -> Terms:
+def make_terms(lab: Consortium, members: Sequence[str] = (), /, **changes: Any) -> Terms:
     """Terms among `members` (everybody, if none are named), with some fields changed."""
-    members = sorted(members or consortium.names)
+    members = sorted(members or lab.names)
     rule = QuorumRule.of(len(members) - 1)
     terms = Terms(
         id="0a" * 16,
-        consortium=consortium.trust.bundle.consortium,
-        bundle_epoch=consortium.trust.bundle.epoch,
+        consortium=lab.trust.bundle.consortium,
+        bundle_epoch=lab.trust.bundle.epoch,
         initiator=members[0],
         participants=members,
         purpose=PURPOSE,

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from comity.envelope import MESSAGE_KINDS, open_message, seal
@@ -105,6 +106,12 @@ def honest_agents(seed: int) -> Agents:
     return {"generate": generate, "repair": repair, "review": review}
 
 
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Member:
     """One organization: identity, policy, database, and agents that are plain functions."""
@@ -117,6 +124,7 @@ class Member:
     max_bytes: int | None = None
     calls: list[str] = field(default_factory=list)
     node: Up | None = None
+    free: trio.Event = field(default_factory=_set_event)
 
     @property
     def name(self) -> str:
@@ -134,7 +142,12 @@ class Member:
     async def call(self, skill: str, payload: Any, *, deadline_s: float) -> Any:
         await trio.lowlevel.checkpoint()
         self.calls.append(skill)
+        await self.free.wait()
         return json.loads(json.dumps(self.agents[skill](payload)))
+
+    def hold(self) -> None:
+        """Let its agents take work and not end it, until `free` is set."""
+        self.free = trio.Event()
 
     def skills(self) -> tuple[str, ...]:
         return tuple(self.agents)
@@ -336,12 +349,14 @@ class Lab:
 
 async def until(ready: Callable[[], Awaitable[bool]], what: str) -> None:
     """Wait until `ready` says yes."""
-    with trio.move_on_after(PATIENCE_S) as patience:
-        while True:
-            if await ready():
-                return
-            await trio.sleep(0.01)
-    assert not patience.cancelled_caught, f"not within {PATIENCE_S} s: {what}"
+    try:
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                if await ready():
+                    return
+                await trio.sleep(0.01)
+    except trio.TooSlowError:
+        pytest.fail(f"not within {PATIENCE_S} s: {what}")
 
 
 def now_ms() -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from bench.memory import InMemory
 from comity_node.demo.data import breast_cancer
 from comity_node.demo.homes import ORGANIZATIONS, make_homes
 from comity_node.demo.scenario import Size
+from comity_node.storage.connections import connect_readonly
 from comity_node.validators.schema import FieldSpec, Schema
 
 
@@ -26,7 +29,7 @@ def test_a_cell_is_the_median_with_the_lowest_and_the_highest() -> None:
 
 @pytest.mark.parametrize(("runs", "unit"), [([], "MB/s"), ([1.0], "parsecs")])
 def test_no_cell_of_nothing_or_of_a_unit_that_points_nowhere(runs: Sequence[float], unit: str) -> None:
-    with pytest.raises(ValueError, match="no runs|better, or less"):
+    with pytest.raises(ValueError, match=r"no runs|better, or less"):
         cell("bulk", "secured", runs, unit)
 
 
@@ -36,7 +39,8 @@ def test_no_cell_of_nothing_or_of_a_unit_that_points_nowhere(runs: Sequence[floa
 )
 def test_over_1_is_better_whichever_way_the_unit_points(unit: str, ours: float, peer: float, wanted: float) -> None:
     made = compare(cell("work", "mine", [ours], unit), cell("work", "theirs", [peer], unit))
-    assert made == Ratio("work", "mine", "theirs", pytest.approx(wanted))
+    assert (made.work, made.arm, made.peer) == ("work", "mine", "theirs")
+    assert made.ratio == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_a_rate_counts_calls_by_the_clock(cost_s: float, monkeypatch: pytest.Mon
         nonlocal now_s
         now_s += cost_s
 
-    monkeypatch.setattr(common.time, "perf_counter", lambda: now_s)
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s)
     assert rate(work, seconds=1.0, count=5) == pytest.approx(5 / cost_s)
     assert 101.0 <= now_s <= 101.5 + cost_s
 
@@ -151,7 +155,7 @@ def test_five_organizations_in_memory_and_all_that_they_did_is_counted(tmp_path:
     assert values.keys() == journey.UNITS.keys()
     assert all(value > 0 for value in values.values())
     for home in homes:
-        with journey.closing(journey.connect_readonly(home.path / "node.db")) as database:
+        with closing(connect_readonly(home.path / "node.db")) as database:
             read = journey.read_journal(database, workflow_id, home.organization)
         others = len(ORGANIZATIONS) - 1
         assert read.tasks == {"certified": size.records}
@@ -161,5 +165,5 @@ def test_five_organizations_in_memory_and_all_that_they_did_is_counted(tmp_path:
 
 
 def workflows(file: Path) -> list[str]:
-    with journey.closing(journey.connect_readonly(file)) as database:
+    with closing(connect_readonly(file)) as database:
         return [row[0] for row in database.execute("SELECT workflow_id FROM workflows")]

@@ -27,6 +27,8 @@ from comity.errors import (
 )
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity_node.links import LinkLimits, Links
+from comity_node.links.inbound import InboundLink
+from comity_node.links.outbound import OutboundLink
 from comity_node.protocol.session import SessionLimits
 from comity_node.transport.base import ByteStream
 from comity_node.transport.memory import MemoryNetwork, MemoryTransport
@@ -348,7 +350,7 @@ def test_a_partition_is_noticed_within_seconds_and_healed(consortium: Consortium
     async def main() -> None:
         net = Net()
         a, _ = net.links(nodes[MERCY], trust)
-        b, _ = net.links(nodes[STLUKES], trust)
+        b, _ = net.links(nodes[STLUKES], trust, limits=LinkLimits(dead_after_s=1000, idle_s=1000))
         async with running(a, b):
             a.add_peer(b.peer_id)
             await a.wait_for(b.peer_id, 10)
@@ -357,8 +359,8 @@ def test_a_partition_is_noticed_within_seconds_and_healed(consortium: Consortium
             with pytest.raises(LinkClosed):
                 await a.request(b.peer_id, b"anybody?", 60)
             assert trio.current_time() - began < 15
-            await until(a, lambda: (s := a.state(b.peer_id)) is not None and s.state == "down")
-            with pytest.raises(PeerUnreachable):
+            await until(a, lambda: (s := a.state(b.peer_id)) is not None and "no sign of life" in s.reason)
+            with pytest.raises(PeerUnreachable, match="no link to"):
                 await a.request(b.peer_id, b"anybody?", 60)
             net.network.heal(a.peer_id, b.peer_id)
             state = await a.wait_for(b.peer_id, 60)
@@ -466,6 +468,46 @@ def test_drain_finishes_what_was_taken_and_takes_no_more(consortium: Consortium)
     run(main)
 
 
+@pytest.mark.invariant("R5")
+def test_a_request_that_crosses_the_goodbye_is_told_to_come_back(consortium: Consortium) -> None:
+    trust, nodes = consortium(MERCY, STLUKES)
+    gate = trio.Event()
+
+    async def slow(_: Attested, payload: bytes) -> bytes:
+        await gate.wait()
+        return payload
+
+    async def main() -> None:
+        net = Net()
+        a, _ = net.links(nodes[MERCY], trust)
+        b, _ = net.links(nodes[STLUKES], trust, slow)
+        outcomes: list[str] = []
+
+        async def ask(payload: bytes) -> None:
+            try:
+                outcomes.append((await a.request(b.peer_id, payload, 60)).decode())
+            except Busy as error:
+                outcomes.append(str(error))
+
+        async with running(a, b) as nursery:
+            a.add_peer(b.peer_id)
+            await a.wait_for(b.peer_id, 10)
+            nursery.start_soon(ask, b"taken")
+            await trio.testing.wait_all_tasks_blocked()
+            net.network.partition(a.peer_id, b.peer_id)
+            nursery.start_soon(ask, b"crossing")
+            nursery.start_soon(b.drain, 30)
+            await trio.testing.wait_all_tasks_blocked()
+            net.network.heal(a.peer_id, b.peer_id)
+            await trio.testing.wait_all_tasks_blocked()
+            assert outcomes == ["the node is shutting down"]
+            gate.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert outcomes == ["the node is shutting down", "taken"]
+
+    run(main)
+
+
 def test_limits_of_the_peer_table_and_malformed_peers(consortium: Consortium) -> None:
     trust, nodes = consortium(MERCY, STLUKES, HOPE)
 
@@ -499,23 +541,36 @@ def test_limits_of_the_peer_table_and_malformed_peers(consortium: Consortium) ->
     run(main)
 
 
-def test_a_certificate_that_expires_ends_the_link(consortium: Consortium) -> None:
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_a_certificate_that_expires_ends_the_link(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
     trust, nodes = consortium(MERCY, STLUKES)
     expires_ms = trust.bundle.expires_ms
 
+    async def forever(*_: object) -> None:
+        await trio.sleep_forever()
+
     async def main() -> None:
         net = Net()
-        a, _ = net.links(nodes[MERCY], trust)
+        a, transport = net.links(nodes[MERCY], trust)
         b, _ = net.links(nodes[STLUKES], trust)
         # a's clock runs with the virtual one, from just before the bundle expires.
-        a._greeter._now_ms = lambda: expires_ms - 20_000 + int(trio.current_time() * 1000) - base_ms
         base_ms = int(trio.current_time() * 1000)
+        a._greeter._now_ms = lambda: expires_ms - 20_000 + int(trio.current_time() * 1000) - base_ms
         async with running(a, b):
             a.add_peer(b.peer_id)
             await a.wait_for(b.peer_id, 10)
-            await until(a, lambda: (s := a.state(b.peer_id)) is not None and "expired" in s.reason)
+            await b.wait_for(a.peer_id, 10)
+            await until(a, lambda: (s := a.state(b.peer_id)) is not None and s.state == "down")
             assert trio.current_time() * 1000 - base_ms < 30_000
+            assert b.peer_id in transport.disconnected
 
+    # The other direction's check is switched off, so that this one's alone must notice.
+    if direction == "outbound":
+        monkeypatch.setattr(InboundLink, "_watch", forever)
+    else:
+        monkeypatch.setattr(OutboundLink, "_keep_alive", forever)
     run(main)
 
 
@@ -541,7 +596,7 @@ def test_tunnels_carry_bytes_and_are_refused_with_the_reason(consortium: Consort
                 await a.open_tunnel(b.peer_id, "ssh")
             assert refused.value.remote_code == "policy_denied"
             first, second = [await _opened(a, b, b"abc") for _ in range(2)]
-            with pytest.raises(Busy):
+            with pytest.raises(Busy, match="tunnels to"):
                 await a.open_tunnel(b.peer_id, "flower")
             await first.send(b"more")
             await first.send_eof()
@@ -552,6 +607,30 @@ def test_tunnels_carry_bytes_and_are_refused_with_the_reason(consortium: Consort
             await third.aclose()
             with pytest.raises(PeerUnreachable):
                 await a.open_tunnel(nodes[MERCY].peer_id, "flower")
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_peer_that_opens_too_many_tunnels_is_told_so(consortium: Consortium) -> None:
+    trust, nodes = consortium(MERCY, STLUKES)
+
+    async def serve(_: Attested, __: str, stream: ByteStream) -> None:
+        while data := await stream.receive():
+            await stream.send(data.upper())
+
+    async def main() -> None:
+        net = Net()
+        a, _ = net.links(nodes[MERCY], trust)
+        b, _ = net.links(nodes[STLUKES], trust, on_tunnel=serve, limits=LinkLimits(max_tunnels=1))
+        async with running(a, b):
+            a.add_peer(b.peer_id)
+            first = await _opened(a, b, b"abc")
+            with pytest.raises(Busy, match="tunnels of yours"):
+                await a.open_tunnel(b.peer_id, "flower")
+            await first.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            await (await _opened(a, b, b"def")).aclose()
 
     run(main)
 

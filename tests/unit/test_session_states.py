@@ -95,20 +95,6 @@ def test_outstanding_requests_are_bounded_on_both_sides() -> None:
     assert len(move(opener, acceptor)) == 1
 
 
-def test_an_abandoned_request_counts_until_its_answer_is_dropped() -> None:
-    opener, acceptor = opened()
-    ids = [opener.request(b"") for _ in range(3)]
-    move(opener, acceptor)
-    opener.abandon(ids[0])
-    opener.abandon(999)
-    with pytest.raises(Busy):
-        opener.request(b"")
-    acceptor.respond(ids[0], b"late")
-    acceptor.respond_error(ids[1], "busy", "later")
-    assert move(acceptor, opener) == [ev.ErrorReceived(ids[1], "busy", "later", 0)]
-    assert opener.outstanding == 1
-
-
 def test_a_drained_session_answers_what_is_outstanding_and_takes_no_more() -> None:
     opener, acceptor = opened()
     first = opener.request(b"before")
@@ -279,7 +265,6 @@ ACTIONS: list[Callable[[Session, Session], object]] = [
     lambda opener, _: opener.request(b"x"),
     lambda opener, _: opener.ping(5),
     lambda opener, _: opener.go_away("a", "b"),
-    lambda opener, _: opener.abandon(1),
     lambda _, acceptor: acceptor.respond(1, b"y"),
     lambda _, acceptor: acceptor.respond(2, b"y"),
     lambda _, acceptor: acceptor.respond_error(3, "code", "text"),

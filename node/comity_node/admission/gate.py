@@ -142,9 +142,11 @@ def _reserve(connection: sqlite3.Connection, decision: Decision, amount: int, no
     if not decision.allowed:
         return decision
     for rate in decision.obligations.rates:
-        if not journal.reserve(connection, rate.rule, rate.records, rate.per_ms, amount, now_ms):
+        if journal.reserved(connection, rate.rule, rate.per_ms, now_ms) + amount > rate.records:
             reason = f"the rate of rule {rate.rule} is used up: {rate.records} records in {rate.per_ms / 1000:g} s"
             return Decision(False, (rate.rule,), reason, Obligations(), decision.near_misses)
+    for rate in decision.obligations.rates:  # only now: what is denied uses nothing up
+        journal.reserve(connection, rate.rule, rate.records, rate.per_ms, amount, now_ms)
     return decision
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from comity import hops
 from comity.agreement import Agreed
 from comity.digest import canonical_json, sha256
-from comity.errors import AgreementError, InvalidRecord, PolicyDenied
+from comity.errors import AgreementError, ConfigError, InvalidRecord, PolicyDenied
 from comity.trust import Attested, NodeIdentity
 from comity.v1.task_pb2 import Task
 from comity_node.admission.gate import Gate, Question
@@ -139,7 +139,7 @@ class RecordGate:
                 owed = duties.merge(owed, decision.obligations) if decision.allowed else owed
             try:
                 out.append(self._shape(agreed, draft, duties.apply(owed, fields), owed, dataset, decisions))
-            except (InvalidRecord, PolicyDenied) as error:
+            except (ConfigError, InvalidRecord, PolicyDenied) as error:
                 out.append(Refused(draft.task_id, "obligations", (), str(error)))
         return out
 

@@ -11,6 +11,7 @@ import trio
 from comity.errors import (
     Busy,
     ComityError,
+    ConfigError,
     LinkClosed,
     PeerNotAttested,
     PeerUnreachable,
@@ -116,16 +117,23 @@ class Links:
         """
         self._transport.serve(MESSAGES, self._serve_messages)
         self._transport.serve(TUNNEL, self._serve_tunnel)
+        failure: ConfigError | None = None
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._transport.run)
-            self._nursery = nursery
-            for link in self._outbound.values():
-                nursery.start_soon(self._keep, link)
-            task_status.started()
             try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+                await nursery.start(self._transport.run)
+            except ConfigError as error:  # not as part of a group: the caller shows it to a person
+                failure = error
+            else:
+                self._nursery = nursery
+                for link in self._outbound.values():
+                    nursery.start_soon(self._keep, link)
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None
+        if failure is not None:
+            raise failure
 
     def add_peer(self, peer_id: str, addresses: Sequence[str] = ()) -> None:
         """Link with a peer from now on; of one that is known, learn further addresses.

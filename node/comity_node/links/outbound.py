@@ -55,6 +55,10 @@ class _Waiter:
         return self._payload
 
 
+class _NoSignOfLife(LinkClosed):
+    """The peer does not answer pings: its connections are dead too."""
+
+
 class OutboundLink:
     """Keeps one stream to a peer open, and sends requests on it."""
 
@@ -114,8 +118,7 @@ class OutboundLink:
         finally:
             self.peer.activity.end()
             if self._waiting.get(request_id) is waiter:
-                del self._waiting[request_id]
-                channel.session.abandon(request_id)
+                del self._waiting[request_id]  # a late answer is dropped
         return waiter.result()
 
     def go_away(self) -> None:
@@ -168,6 +171,8 @@ class OutboundLink:
             await channel.run(self._on_event, lambda: self._keep_alive(channel, greeting))
         except ComityError as error:
             self.peer.set_phase("down", str(error))  # before those who wait for an answer hear of it
+            if isinstance(error, (PeerNotAttested, _NoSignOfLife)):
+                await self._transport.disconnect(self.peer.peer_id)
             raise
         finally:
             self._channel = None
@@ -179,11 +184,9 @@ class OutboundLink:
             with trio.fail_after(self._limits.attest_s):
                 greeting = await greet_as_opener(channel, self._greeter)
         except trio.TooSlowError as error:
-            await self._transport.disconnect(self.peer.peer_id)
             raise PeerNotAttested(f"the peer has not attested itself in {self._limits.attest_s:g} s") from error
-        except (PeerNotAttested, ProtocolError):
-            await self._transport.disconnect(self.peer.peer_id)
-            raise
+        except ProtocolError as error:
+            raise PeerNotAttested(f"the peer does not attest itself: {error}") from error
         self._transport.confirm(self.peer.peer_id)
         self.peer.attest(greeting.attested, greeting.addresses)
         return greeting
@@ -199,18 +202,10 @@ class OutboundLink:
             with trio.move_on_after(self._limits.dead_after_s) as scope:
                 await self._pong.wait()
             if scope.cancelled_caught:
-                await self._transport.disconnect(self.peer.peer_id)
-                raise LinkClosed(f"no sign of life for {self._limits.dead_after_s:g} s")
+                raise _NoSignOfLife(f"no sign of life for {self._limits.dead_after_s:g} s")
             self.peer.round_trip_ms = (trio.current_time() - asked) * 1000
             await trio.sleep(self._limits.ping_every_s)
-            await self._check_chain(greeting)
-
-    async def _check_chain(self, greeting: Greeting) -> None:
-        try:
             self._greeter.judge_again(greeting)
-        except PeerNotAttested:
-            await self._transport.disconnect(self.peer.peer_id)
-            raise
 
     def _on_event(self, event: Event) -> None:
         match event:

@@ -74,7 +74,6 @@ class Session:
     """One end of one stream. Feed it what comes, send what `data_to_send` returns."""
 
     __slots__ = (
-        "_abandoned",
         "_decoder",
         "_last_id",
         "_out",
@@ -99,7 +98,6 @@ class Session:
         self._decoder = FrameDecoder(self.limits.max_hello)
         self._out: deque[bytes] = deque()
         self._outstanding: set[int] = set()
-        self._abandoned: set[int] = set()
         self._last_id = 0
         self._ping: int | None = None
 
@@ -110,7 +108,7 @@ class Session:
 
     @property
     def outstanding(self) -> int:
-        """Requests that have no answer yet, abandoned ones included: the peer still works on them."""
+        """Requests that have no answer yet, also if nobody waits any more: the peer still works on them."""
         return len(self._outstanding)
 
     # What we say.
@@ -156,11 +154,6 @@ class Session:
         self._last_id = request_id
         self._outstanding.add(request_id)
         return request_id
-
-    def abandon(self, request_id: int) -> None:
-        """No longer wait for an answer. It counts as outstanding until it comes, and is then dropped."""
-        if request_id in self._outstanding:
-            self._abandoned.add(request_id)
 
     def respond(self, request_id: int, payload: bytes) -> None:
         """Answer a request.
@@ -294,8 +287,7 @@ class Session:
     def _on_response(self, payload: bytes) -> list[Event]:
         self._step(Step.RECV_ANSWER)
         request_id = _read_id(payload)
-        if not self._answered(request_id):
-            return []
+        self._answered(request_id)
         return [ResponseReceived(request_id, payload[_ID.size :])]
 
     def _on_error(self, payload: bytes) -> list[Event]:
@@ -306,8 +298,7 @@ class Session:
         code_end = _ERROR.size + code_length
         if code_length > _MAX_CODE or len(payload) < code_end:
             raise ProtocolError("an error whose code does not fit")
-        if not self._answered(request_id):
-            return []
+        self._answered(request_id)
         code = _printable(payload[_ERROR.size : code_end].decode("ascii", "replace"), _MAX_CODE)
         text = _printable(payload[code_end : code_end + 4 * _MAX_TEXT].decode("utf-8", "replace"), _MAX_TEXT)
         return [ErrorReceived(request_id, code or "error", text, retry_after_ms)]
@@ -385,15 +376,10 @@ class Session:
         self._queue(frame, _verdict(error.code, str(error)))
         self._state = State.CLOSED
 
-    def _answered(self, request_id: int) -> bool:
-        """Whether somebody still waits for this answer."""
+    def _answered(self, request_id: int) -> None:
         if request_id not in self._outstanding:
             raise UnexpectedMessage(f"an answer to request {request_id}, which waits for none")
         self._outstanding.remove(request_id)
-        if request_id in self._abandoned:
-            self._abandoned.remove(request_id)
-            return False
-        return True
 
     def _settle(self, request_id: int) -> None:
         if self._state is State.CLOSED:

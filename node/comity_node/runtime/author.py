@@ -32,6 +32,7 @@ from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.certify import REVIEWER, Certifier, learn
 from comity_node.runtime.messenger import Handler, Messenger, accepted
 from comity_node.runtime.outbox import Outbox
+from comity_node.runtime.patience import patiently
 from comity_node.runtime.router import Candidate, Router
 from comity_node.runtime.score import mean
 from comity_node.runtime.seams import TaskStatus, Workers
@@ -95,12 +96,15 @@ class Author:
             for number, size in enumerate(batches.sizes(agreed)):
                 await self._slots.acquire_on_behalf_of((agreed.digest, number))
                 nursery.start_soon(self._drive_slot, agreed, number, size)
-        await self._database.transact(lambda c: journal.update_workflow(c, agreed.terms.id, state="done"))
+        await patiently(
+            lambda: self._database.transact(lambda c: journal.update_workflow(c, agreed.terms.id, state="done")),
+            f"the end of workflow {agreed.terms.id}",
+        )
         log.info("all own records of agreement %s are decided", agreed.digest.hex()[:12])
 
     async def _drive_slot(self, agreed: Agreed, number: int, size: int) -> None:
         try:
-            await self._drive(agreed, number, size)
+            await patiently(lambda: self._drive(agreed, number, size), f"batch {number} of {agreed.digest.hex()[:12]}")
         finally:
             self._slots.release_on_behalf_of((agreed.digest, number))
 
@@ -135,6 +139,8 @@ class Author:
             "batch": number,
         }
         made = await self._ask_agent(agreed, "generate", work, size)
+        if made is None:
+            return
         now_ms = self._gate.now_ms()
         tasks = [
             journal.TaskRow(
@@ -162,6 +168,8 @@ class Author:
             "seed": int.from_bytes(sha256(tasks[0].task_id + bytes([tasks[0].revision]))[:4], "big"),
         }
         made = await self._ask_agent(agreed, "repair", work, len(tasks))
+        if made is None:
+            return
         now_ms = self._gate.now_ms()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -179,12 +187,8 @@ class Author:
 
         await self._database.transact(write)
 
-    async def _ask_agent(self, agreed: Agreed, skill: str, work: Mapping[str, Any], count: int) -> list[bytes]:
-        """Have the own agent make `count` records; waits for a worker as long as the agreement lasts.
-
-        Raises:
-            AgreementError: the agreement ended before an agent did the work.
-        """
+    async def _ask_agent(self, agreed: Agreed, skill: str, work: Mapping[str, Any], count: int) -> list[bytes] | None:
+        """Have the own agent make `count` records; None if the agreement ended before one did."""
         while self._gate.now_ms() < agreed.terms.expires_ms:
             try:
                 answer = await self._workers.call(skill, work, deadline_s=_AGENT_DEADLINE_S)
@@ -192,7 +196,8 @@ class Author:
             except (AgentError, Busy, InvalidRecord) as error:
                 log.warning("%s for agreement %s: %s; trying again", skill, agreed.digest.hex()[:12], error)
                 await trio.sleep(_AGENT_RETRY_S)
-        raise AgreementError(f"no agent did {skill!r} before agreement {agreed.digest.hex()[:12]} ended")
+        log.warning("no agent did %r before agreement %s ended", skill, agreed.digest.hex()[:12])
+        return None
 
     # -- offering them ---------------------------------------------------------------------------------------------
 
@@ -401,6 +406,7 @@ class Author:
             raise UnexpectedMessage(f"{len(delivery.reviews)} reviews in one message; 1 to {_MAX_REVIEWS} are taken")
         checked = await trio.to_thread.run_sync(self._check_reviews, sender, delivery)
         agreed = self._agreements.get(checked[0].review.agreement_digest)
+        self._check_votes(agreed, checked)
         request = Request(
             action="review.receive",
             organization=sender.organization,
@@ -427,6 +433,17 @@ class Author:
                 raise UnexpectedMessage("reviews of two agreements in one message")
         return checked
 
+    def _check_votes(self, agreed: Agreed, checked: Sequence[CheckedReview]) -> None:
+        """Refuse what no ballot would take."""
+        for one in checked:
+            review = one.review
+            if one.organization not in agreed.reviewers(self._me):
+                raise AgreementError(f"{one.organization} may not vote under agreement {agreed.digest.hex()[:12]}")
+            if (review.author, review.bundle_epoch) != (self._me, agreed.terms.bundle_epoch):
+                raise UnexpectedMessage(f"{one.organization} reviewed a record of another author or epoch")
+            if review.accept != (review.score >= agreed.terms.review.min_score):
+                raise UnexpectedMessage(f"the vote of {one.organization} does not follow from its score")
+
     def _count_votes(
         self, connection: sqlite3.Connection, batch: bytes, checked: Sequence[CheckedReview],
         feedback: Sequence[tuple[str, ...]], now_ms: int,
@@ -436,7 +453,7 @@ class Author:
         for one, notes in zip(checked, feedback, strict=True):
             review = one.review
             task = journal.get_task(connection, review.task_id)
-            if task is None or task.batch_id != batch:
+            if task is None or (task.batch_id, task.agreement_digest) != (batch, review.agreement_digest):
                 raise UnexpectedMessage(f"{organization} reviewed a task that is not of this batch")
             if task.revision != review.revision:
                 continue  # a late vote on what has been repaired since

@@ -6,6 +6,7 @@ voted against how the quorum decided is what the home learns about its reliabili
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from comity.agreement import Agreed
 from comity.certificate import CheckedReview, check_review
 from comity.digest import hex_digest
+from comity.errors import ComityError
 from comity.provenance import make_provenance
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1.task_pb2 import Certificate, CertifiedRecord, RecordDelivery
@@ -26,6 +28,8 @@ from comity_node.runtime.outbox import Outbox
 from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
 from comity_node.storage.records import CertifiedRecord as RecordRow
+
+log = logging.getLogger(__name__)
 
 REVIEWER = "reviewer"
 RECORDS = "records"
@@ -72,7 +76,10 @@ class Certifier:
             min_score=agreed.terms.review.min_score,
         )
         for vote in votes:
-            ballot.add(check_review(vote.review, vote.chain, self._trust))
+            try:
+                ballot.add(check_review(vote.review, vote.chain, self._trust))
+            except ComityError as error:  # it was checked when it came: the trust bundle may have changed since
+                log.warning("the vote of %s counts no more: %s", vote.organization, error)
         return ballot
 
     def judge(self, agreed: Agreed, task: journal.TaskRow, ballot: Ballot) -> Verdict:

@@ -7,14 +7,16 @@ stale; what it says does not change, and the recipient knows it by its content (
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from random import Random
 
 import trio
 
-from comity.errors import ComityError, EnvelopeError, LinkError
+from comity.errors import ComityError, EnvelopeError, LinkError, StorageFull
 from comity.v1.task_pb2 import Receipt
 from comity_node.runtime.messenger import Messenger
+from comity_node.runtime.patience import patiently
 from comity_node.runtime.seams import TaskStatus
 from comity_node.storage import journal
 from comity_node.storage.database import Database
@@ -26,6 +28,9 @@ Outcome = Callable[[journal.OutboxRow, Receipt | None], Awaitable[None]]
 
 _BATCH = 16
 _IDLE_S = 5.0
+#: Between looks, in seconds: while the recipient is not linked, and while the disk is full.
+_AWAY_S = 1.0
+_FULL_S = 2.0
 _FIRST_BACKOFF_MS = 200
 _MAX_BACKOFF_MS = 15_000
 
@@ -78,11 +83,29 @@ class Outbox:
                 break
             async with trio.open_nursery() as nursery:
                 for item in items:
-                    nursery.start_soon(self._deliver, item)
+                    nursery.start_soon(self._deliver_patiently, item)
+        if not self._messenger.reachable(organization):
+            return _AWAY_S  # whoever sees the link come up kicks
         upcoming = await self._database.read(lambda c: journal.next_due_ms(c, organization))
         if upcoming is None:
             return _IDLE_S
-        return min(_IDLE_S, max(0.05, (upcoming - self._now_ms()) / 1000))
+        wait_ms = upcoming - self._now_ms()
+        if wait_ms <= 0:  # what is due and was not delivered has expired
+            await patiently(self._expire, "what has expired in the outbox")
+        return min(_IDLE_S, max(0.05, wait_ms / 1000))
+
+    async def _expire(self) -> None:
+        now_ms = self._now_ms()
+        for item in await self._database.transact(lambda c: journal.expire(c, now_ms)):
+            log.warning("a %s to %s expired: %s", item.kind, item.organization, item.reason or "never delivered")
+            await self._outcome(item, None)
+
+    async def _deliver_patiently(self, item: journal.OutboxRow) -> None:
+        try:
+            await self._deliver(item)
+        except StorageFull as error:  # what became of it cannot be written down: it is delivered again, which is safe
+            log.error("a %s to %s waits: %s", item.kind, item.organization, error.diagnostics())  # noqa: TRY400
+            await trio.sleep(_FULL_S)
 
     async def _deliver(self, item: journal.OutboxRow) -> None:
         if self._now_ms() >= item.expires_ms:
@@ -107,9 +130,12 @@ class Outbox:
         delay_ms = max(retry_after_ms, int(backoff * self._random.uniform(0.5, 1.0)))
         not_before_ms = self._now_ms() + delay_ms
         log.debug("a %s to %s waits %d ms: %s", item.kind, item.organization, delay_ms, reason)
-        await self._database.transact(
-            lambda c: journal.defer(c, item.message_id, until_ms=not_before_ms, reason=reason)
-        )
+
+        def write(connection: sqlite3.Connection) -> None:
+            journal.mark_sent(connection, item.message_id, retry_at_ms=not_before_ms)
+            journal.defer(connection, item.message_id, until_ms=not_before_ms, reason=reason)
+
+        await self._database.transact(write)
 
     async def _end(self, item: journal.OutboxRow, receipt: Receipt | None, reason: str) -> None:
         done = receipt is not None and receipt.status == Receipt.STATUS_ACCEPTED

@@ -19,7 +19,7 @@ from comity.agreement import MAX_LIFETIME_MS, Agreed
 from comity.certificate import MAX_SCORE
 from comity.digest import sha256
 from comity.envelope import sign_document
-from comity.errors import AgentError, AgentFailed, AgreementError, Busy, PolicyDenied, UnexpectedMessage
+from comity.errors import AgentError, AgentFailed, AgreementError, Busy, NoWorker, PolicyDenied, UnexpectedMessage
 from comity.hops import RELEASE, SEND
 from comity.ids import SpiffeId
 from comity.provenance import verify_certified
@@ -42,6 +42,7 @@ from comity_node.runtime.author import OFFER, REVIEWS
 from comity_node.runtime.certify import RECORDS, stored_record
 from comity_node.runtime.messenger import Handler, accepted
 from comity_node.runtime.outbox import Outbox
+from comity_node.runtime.patience import patiently
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
@@ -53,7 +54,11 @@ _HELD_PER_HOME = 256
 _AGENT_DEADLINE_S = 30.0
 _AGENT_RETRY_S = 1.0
 _MAX_FEEDBACK = 16
-_MAX_FEEDBACK_TEXT = 256
+_MAX_FEEDBACK_TEXT = 1024
+#: Bytes; with these a signed review stays within comity.certificate.MAX_REVIEW.
+_MAX_VALIDATOR = 8 * 1024
+_MAX_AXES = 64
+_MAX_AXIS = 128
 _GENERATOR = "generator"
 
 
@@ -169,17 +174,20 @@ class Reviewer:
         try:
             agreed = self._agreements.get(item.agreement_digest)
             offer = TaskOffer.FromString(item.offer)
-            answer = await self._ask_validator(agreed, item, offer)
-            if answer is None:
-                return
-            await self._deliver(agreed, item, offer, answer)
+            what = f"the review for {item.home}"
+            answer = await patiently(lambda: self._ask_validator(agreed, item, offer), what)
+            if answer is not None:
+                await patiently(lambda: self._deliver(agreed, item, offer, answer), what)
         finally:
             self._slots.release()
             self._taken.discard(item.digest)
             self._work.set()
 
     async def _ask_validator(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer) -> dict[str, Any] | None:
-        """Have the validator score a batch; None if its lease ended before it did."""
+        """Have the validator score a batch; None if it could not before the batch's lease ended.
+
+        While there is no worker at all, the batch waits as long as the agreement lasts.
+        """
         work = {
             "author": item.home,
             "dataset": agreed.terms.dataset,
@@ -194,7 +202,8 @@ class Reviewer:
                 answer = await self._workers.call("review", work, deadline_s=_AGENT_DEADLINE_S)
                 return _check_answer(answer, len(offer.tasks))
             except (AgentError, Busy) as error:
-                if self._gate.now_ms() >= agreed.terms.expires_ms:
+                nobody = isinstance(error, (NoWorker, Busy))
+                if self._gate.now_ms() >= (agreed.terms.expires_ms if nobody else item.lease_until_ms):
                     log.warning("gave up a batch of %s: %s", item.home, error)
                     await self._database.transact(lambda c: journal.finish_offer(c, item.digest, b"", item.received_ms))
                     return None
@@ -301,7 +310,7 @@ def _check_answer(answer: object, count: int) -> dict[str, Any]:
     Raises:
         AgentFailed: it is not {"reviews": [{"score", "axes", "feedback"}, ...], "validator": str} of `count` reviews.
     """
-    if not isinstance(answer, dict) or not isinstance(answer.get("validator"), str):
+    if not isinstance(answer, dict) or not _is_text(answer.get("validator"), _MAX_VALIDATOR):
         raise AgentFailed('the validator has to return {"reviews": [...], "validator": "..."}')
     reviews = answer.get("reviews")
     if not isinstance(reviews, list) or len(reviews) != count:
@@ -310,8 +319,8 @@ def _check_answer(answer: object, count: int) -> dict[str, Any]:
         if not isinstance(one, dict) or not _is_score(one.get("score")):
             raise AgentFailed(f"a review needs a score: a whole number from 0 to {MAX_SCORE}")
         axes, feedback = one.get("axes", {}), one.get("feedback", [])
-        if not isinstance(axes, dict) or not all(_is_score(value) for value in axes.values()):
-            raise AgentFailed(f"the axes of a review are whole numbers from 0 to {MAX_SCORE}")
+        if not _is_axes(axes):
+            raise AgentFailed(f"the axes of a review are at most {_MAX_AXES} whole numbers from 0 to {MAX_SCORE}")
         if not _is_feedback(feedback):
             raise AgentFailed(f"the feedback of a review is at most {_MAX_FEEDBACK} short texts")
         one["axes"], one["feedback"] = axes, feedback
@@ -322,7 +331,21 @@ def _is_score(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCORE
 
 
+def _is_axes(value: object) -> bool:
+    if not isinstance(value, dict) or len(value) > _MAX_AXES:
+        return False
+    return all(_is_text(name, _MAX_AXIS) and _is_score(score) for name, score in value.items())
+
+
+def _is_text(value: object, longest: int) -> bool:
+    """Tell whether a value is text of at most `longest` bytes; JSON may hold half characters, which are none."""
+    try:
+        return isinstance(value, str) and len(value.encode()) <= longest
+    except UnicodeEncodeError:
+        return False
+
+
 def _is_feedback(value: object) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > _MAX_FEEDBACK:
         return False
-    return all(isinstance(text, str) and len(text) <= _MAX_FEEDBACK_TEXT for text in value)
+    return all(_is_text(text, _MAX_FEEDBACK_TEXT) for text in value)

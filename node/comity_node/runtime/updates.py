@@ -54,7 +54,7 @@ class Updates:
             PolicyDenied: the policy says no.
             UnexpectedMessage: another update was released for this round before.
         """
-        agreed = self._agreed(bytes.fromhex(request.agreement_digest), request.to_organization)
+        agreed = self._agreed(request.agreement_digest, request.to_organization)
         _check_name(request.federation)
         labels = {"round": request.round, "examples": request.private_examples + request.certified_examples}
         question = self._question("update.send", request.to_organization, agreed, request.update_digest, labels)
@@ -97,7 +97,7 @@ class Updates:
         except DecodeError as error:
             raise EnvelopeMalformed("the manifest does not parse") from error
         self._check_manifest(manifest, sender, request, now_ms)
-        agreed = self._agreed(bytes.fromhex(manifest.agreement_digest), sender.organization)
+        agreed = self._agreed(manifest.agreement_digest, sender.organization)
         labels = {"round": manifest.round, "examples": manifest.private_examples + manifest.certified_examples}
         question = self._question("update.receive", sender.organization, agreed, manifest.update_digest, labels)
         await self._gate.demand(question)
@@ -118,11 +118,14 @@ class Updates:
         if not manifest.issued_ms - _SKEW_MS <= now_ms < manifest.expires_ms <= manifest.issued_ms + _LIFETIME_MS:
             raise StaleMessage("the manifest is not fresh")
 
-    def _agreed(self, digest: bytes, other: str) -> Agreed:
-        agreed = self._agreements.get(digest)
+    def _agreed(self, digest: str, other: str) -> Agreed:
+        try:
+            agreed = self._agreements.get(bytes.fromhex(digest))
+        except ValueError:
+            raise AgreementError(f"{digest[:80]!r} is no agreement's digest: it is not hex") from None
         agreed.check_active(self._gate.now_ms())
         if other not in agreed.participants:
-            raise AgreementError(f"{other} does not take part in agreement {digest.hex()[:12]}")
+            raise AgreementError(f"{other} does not take part in agreement {digest[:12]}")
         return agreed
 
     def _question(self, action: str, other: str, agreed: Agreed, digest: bytes, labels: Mapping[str, int]) -> Question:

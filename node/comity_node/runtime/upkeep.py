@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import trio
 
+from comity.errors import StorageFull
 from comity_node.runtime.seams import TaskStatus
 from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
@@ -38,9 +39,12 @@ class Upkeep:
         while True:
             await trio.sleep(_CHECKPOINT_S)
             turn += 1
-            await self.checkpoint()
-            if turn % _SWEEP_EVERY == 1:
-                await self.sweep()
+            try:
+                await self.checkpoint()
+                if turn % _SWEEP_EVERY == 1:
+                    await self.sweep()
+            except StorageFull as error:
+                log.error("no upkeep now: %s", error.diagnostics())  # noqa: TRY400  (no bug, so no traceback)
 
     async def checkpoint(self) -> None:
         """Sign the head of the audit log."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from functools import partial
 
 import trio
 
@@ -18,6 +19,7 @@ from comity_node.runtime.directory import Directory
 from comity_node.runtime.messenger import Handler, accepted
 from comity_node.runtime.negotiator import AGREEMENT, Negotiator
 from comity_node.runtime.outbox import Outbox
+from comity_node.runtime.patience import patiently
 from comity_node.runtime.seams import TaskStatus
 from comity_node.runtime.workflow import WorkflowSpec, parse_workflow
 from comity_node.storage import journal
@@ -56,13 +58,16 @@ class Workflows:
             task_status.started()
             concluded = {agreed.terms.id: agreed for agreed in self._agreements.all()}
             for agreed in concluded.values():
-                if agreed.terms.initiator == self._me:
-                    await self._distribute(agreed, self._agreements.raw(agreed.digest))
-                await self._start(agreed)
+                await patiently(partial(self._go_on, agreed), f"workflow {agreed.terms.id}")
             for row in await self._database.read(lambda c: journal.list_workflows(c, state="negotiating")):
                 if row.workflow_id not in concluded:
                     self._nursery.start_soon(self._negotiate, row.workflow_id, parse_workflow(row.document))
             await trio.sleep_forever()
+
+    async def _go_on(self, agreed: Agreed) -> None:
+        if agreed.terms.initiator == self._me:
+            await self._distribute(agreed, self._agreements.raw(agreed.digest))
+        await self._start(agreed)
 
     async def submit(self, document: bytes) -> str:
         """Check a workflow and begin to negotiate it; returns its id.
@@ -83,7 +88,10 @@ class Workflows:
     async def _negotiate(self, workflow_id: str, spec: WorkflowSpec) -> None:
         async def step(organization: str, what: str, detail: str) -> None:
             entry = journal.WorkflowStep(self._gate.now_ms(), organization, what, detail)
-            await self._database.transact(lambda c: journal.add_workflow_step(c, workflow_id, entry))
+            await patiently(
+                lambda: self._database.transact(lambda c: journal.add_workflow_step(c, workflow_id, entry)),
+                f"workflow {workflow_id}",
+            )
 
         try:
             others = await self._gather(spec)
@@ -91,12 +99,15 @@ class Workflows:
         except ComityError as error:
             reason = str(error)
             log.warning("workflow %s failed: %s", workflow_id, reason)
-            await self._database.transact(
-                lambda c: journal.update_workflow(c, workflow_id, state="failed", reason=reason)
+            await patiently(
+                lambda: self._database.transact(
+                    lambda c: journal.update_workflow(c, workflow_id, state="failed", reason=reason)
+                ),
+                f"workflow {workflow_id}",
             )
             return
-        await self._distribute(agreed, data)
-        await self._start(agreed)
+        await patiently(lambda: self._distribute(agreed, data), f"workflow {workflow_id}")
+        await patiently(lambda: self._start(agreed), f"workflow {workflow_id}")
 
     async def _gather(self, spec: WorkflowSpec) -> frozenset[str]:
         """Wait until those who shall take part have shown cards with the skills that it takes.

@@ -216,8 +216,9 @@ class Libp2pTransport:
         peer_id = connection.remote_peer
         siblings = self._connections.setdefault(peer_id, [])
         siblings.append(connection)
-        if len(siblings) > self._limits.max_per_peer:
-            siblings[0].close("the peer has newer connections")
+        usable = [each for each in siblings if each.is_usable]
+        if len(usable) > self._limits.max_per_peer:
+            usable[0].close("the peer has newer connections")
         if peer_id in self._confirmed:
             connection.set_limits(self._limits.mux)
         else:

@@ -34,7 +34,8 @@ with warnings.catch_warnings():
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
     from libp2p.security.noise.transport import Transport as NoiseTransport
 if not os.environ.get("LIBP2P_DEBUG"):  # whoever sets it wants libp2p's own logging
-    _logger.level, _logger.propagate, _logger.handlers[:] = _before
+    _logger.setLevel(_before[0])
+    _logger.propagate, _logger.handlers[:] = _before[1:]
 
 T = TypeVar("T")
 #: What the negotiation of one stream may cost, in bytes each way; protocol names are some 20 bytes.

@@ -38,13 +38,13 @@ class Wire:
         """Return exactly `n` bytes; without `n` whatever is there, at least one.
 
         Raises:
-            FrameTooLarge: the peer has used up its budget, or wants us to.
+            FrameTooLarge: the peer has used up its budget, or wants more than is left of it.
             LinkClosed: the connection broke or ended.
         """
         wanted = 1 if n is None else n
-        if self._budget is not None and wanted > self._budget:
-            raise FrameTooLarge(f"a message of {wanted} bytes before the peer has proved its key")
-        while len(self._buffer) < wanted:
+        while (missing := wanted - len(self._buffer)) > 0:
+            if self._budget is not None and missing > self._budget:
+                raise FrameTooLarge(f"{wanted} bytes more are too many before the peer has proved its key")
             data = await self._receive()
             if not data:
                 raise LinkClosed("the peer closed the connection")
@@ -54,15 +54,13 @@ class Wire:
         return taken
 
     async def _receive(self) -> bytes:
-        limit = _READ_BYTES if self._budget is None else min(_READ_BYTES, self._budget + 1)
+        limit = _READ_BYTES if self._budget is None else min(_READ_BYTES, self._budget)
         try:
             data = bytes(await self._stream.receive_some(limit))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise LinkClosed("the connection broke") from error
         if self._budget is not None:
             self._budget -= len(data)
-            if self._budget < 0:
-                raise FrameTooLarge("the peer sends too much before it has proved its key")
         return data
 
     async def write(self, data: bytes) -> None:
