@@ -87,6 +87,7 @@ class Member:
         """Run until cancelled."""
         async with open_database(self.settings.database) as database, trio.open_nursery() as nursery:
             self._runtime = Runtime(self._surroundings(database))
+            await self._runtime.load()
             await nursery.start(self._runtime.run)
             self._network.add(self)
             task_status.started()

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from comity.errors import Busy, ComityError, ConfigError, TrustError
+from comity.errors import Busy, ComityError, ConfigError
 from comity.signing import peer_id_to_bytes
 from comity_node.links import Changes, LinkState
-from comity_node.transport.address import Address, parse_address
+from comity_node.transport.address import Address, may_dial, parse_address
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -49,7 +49,7 @@ class DiscoverySettings:
         settled_s: between rounds when all are.
         ask_s: for one peer's answer.
         max_hints: hints taken from one answer.
-        max_unproved: peers known from hints of one peer that have not attested themselves.
+        max_unproved: peers known from hints of one organization's nodes that have not attested themselves.
         max_addresses: addresses taken from one hint.
         give_up_s: then such a peer is forgotten.
         allow_private: whether loopback and private addresses are dialled when a peer names them.
@@ -82,8 +82,8 @@ class LinkTable(Protocol):
         """The state of every link."""
         ...
 
-    def add_peer(self, peer_id: str, addresses: Sequence[str] = ()) -> None:
-        """Link with a peer from now on, or learn further addresses of it."""
+    def add_peer(self, peer_id: str, addresses: Sequence[str] = (), *, keep: bool = False) -> None:
+        """Link with a peer from now on, or learn further addresses of it; `keep`: never forget it."""
         ...
 
     async def remove_peer(self, peer_id: str) -> None:
@@ -133,7 +133,7 @@ class Discovery:
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look for nodes until cancelled."""
         for address in self._bootstrap:
-            self._links.add_peer(address.peer_id, [str(address)])
+            self._links.add_peer(address.peer_id, [str(address)], keep=True)
         task_status.started()
         while True:
             await self._forget_dead_ends()
@@ -161,7 +161,7 @@ class Discovery:
         for hint in hints[: self._settings.max_hints]:
             try:
                 self._learn(source, hint)
-            except (ConfigError, TrustError, Busy) as error:
+            except ComityError as error:  # whatever is wrong with it: what others say never stops a node
                 _log.debug("a hint of %s about %s was dropped: %s", source, hint.peer_id, error)
 
     def _learn(self, source: str, hint: PeerHint) -> None:
@@ -175,19 +175,22 @@ class Discovery:
         if known is None:
             if not addresses:
                 raise ConfigError("no address that can be dialled")
-            if sum(one.source == source for one in self._unproved.values()) >= self._settings.max_unproved:
-                raise Busy(f"{source} has named too many peers that cannot be reached")
+            sources = self._nodes_beside(source)
+            if sum(one.source in sources for one in self._unproved.values()) >= self._settings.max_unproved:
+                raise Busy(f"the organization of {source} has named too many peers that cannot be reached")
         self._links.add_peer(hint.peer_id, addresses)
         if known is None:
             self._unproved[hint.peer_id] = _Unproved(source, trio.current_time())
 
     def _usable(self, hint: PeerHint) -> list[str]:
         parsed = [parse_address(text) for text in hint.addresses[: self._settings.max_addresses]]
-        return [
-            str(address)
-            for address in parsed
-            if not address.is_wildcard and (self._settings.allow_private or not address.is_private)
-        ]
+        return [str(address) for address in parsed if may_dial(address, allow_private=self._settings.allow_private)]
+
+    def _nodes_beside(self, source: str) -> set[str]:
+        """The nodes of the organization that a peer is of: they name peers on one account."""
+        states = self._links.peers()
+        own = {state.organization for state in states if state.peer_id == source} - {""}
+        return {source} | {state.peer_id for state in states if state.organization in own}
 
     async def _ask_all(self) -> None:
         connected = self._connected()

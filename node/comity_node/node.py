@@ -156,13 +156,17 @@ class Node:
             now_ms=now_ms,
             random_bytes=os.urandom,
         )
-        transport = Libp2pTransport(identity.key, config.listen)
+        near = _is_near(config)
+        transport = Libp2pTransport(identity.key, config.listen, allow_private=near)
 
         async def on_request(sender: Attested, payload: bytes) -> bytes:
             return await runtime.messenger.receive(sender, payload)
 
         limits = LinkLimits(max_peers=config.limits.peers, max_handlers=config.limits.requests_per_peer)
-        links = Links(transport, identity, trust, on_request, now_ms=now_ms, random_bytes=os.urandom, limits=limits)
+        links = Links(
+            transport, identity, trust, on_request,
+            now_ms=now_ms, random_bytes=os.urandom, limits=limits, allow_private=near,
+        )  # fmt: skip
         peers = self._parts.peers(LinkedPeers(links))
         workers = WorkerPool(config.organization, limits=WorkerLimits(workers=config.limits.workers))
         runtime = Runtime(
@@ -183,6 +187,7 @@ class Node:
             record_gate=self._parts.record_gate,
         )
         async with trio.open_nursery() as nursery:
+            await runtime.load()
             await nursery.start(links.run)
             await nursery.start(runtime.run)
             tunnels = TunnelManager(gate=gate, links=links, peers=peers, database=database, nursery=nursery)
@@ -224,13 +229,12 @@ class Node:
             return [discovery.PeerHint(each.peer_id, each.organization, tuple(each.addresses)) for each in hints]
 
         config = self._config
-        near = any(parse_address(text).is_private for text in (*config.listen, *config.bootstrap))
         return Discovery(
             links,
             fetch_peers,
             organizations=lambda: set(trust.bundle.members) - {config.organization},
             bootstrap=config.bootstrap,
-            settings=DiscoverySettings(allow_private=near),
+            settings=DiscoverySettings(allow_private=_is_near(config)),
         )
 
     async def _asked_to_stop(self) -> None:
@@ -315,6 +319,12 @@ def _first(group: BaseExceptionGroup[ComityError]) -> ComityError:
         error = error.exceptions[0]
     assert isinstance(error, ComityError)
     return error
+
+
+def _is_near(config: NodeConfig) -> bool:
+    """Whether the node's own network is one of private addresses: then it dials those that peers name, too."""
+    named = [parse_address(text) for text in (*config.listen, *config.bootstrap)]
+    return any(address.is_private and not address.is_wildcard for address in named)
 
 
 def _load_identity(config: NodeConfig) -> NodeIdentity:

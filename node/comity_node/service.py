@@ -140,7 +140,8 @@ class Service:
         if digest is None:
             return shown
         shown.agreement_digest = digest.hex()
-        shown.terms = self._runtime.agreements.get(digest).terms.SerializeToString()
+        if (agreed := self._runtime.agreements.find(digest)) is not None:
+            shown.terms = agreed.terms.SerializeToString()
         shown.tasks.update(await self._database.read(lambda c: journal.count_tasks_by_state(c, digest)))
         for state, counts in ((State.REFUSED, shown.refused_by), (State.REJECTED, shown.rejected_by)):
             counts.update(

@@ -15,7 +15,7 @@ from comity_node.runtime.messenger import Peers
 from comity_node.storage import audit
 from comity_node.storage.database import Database
 from comity_node.transport.base import ByteStream
-from comity_node.tunnel import FILTER, FleetEntry, FleetExit, TunnelEvent
+from comity_node.tunnel import FILTER, FleetEntry, FleetExit, StartedStatus, TunnelEvent
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class TunnelManager:
             PolicyDenied: the policy does not let it.
             ConfigError: the port is taken, or too many tunnels are open.
         """
+        if not 0 <= port < 65536:
+            raise ConfigError(f"{port} is no port: choose one from 1 to 65535, or 0 for any that is free")
         await self._demand_open(name, organization)
-        if self._entries >= _MAX_TUNNELS:
-            raise ConfigError(f"{_MAX_TUNNELS} tunnels are open already")
 
         async def open_stream() -> ByteStream:
             await self._demand_open(name, organization)
@@ -67,10 +67,19 @@ class TunnelManager:
             return await self._links.open_tunnel(peer.peer_id, name)
 
         entry = FleetEntry(name, organization, open_stream, app_digests=app_digests, on_event=self._on_event, port=port)
-        self._entries += 1
-        bound: int = await self._nursery.start(entry.run)
+        bound: int = await self._nursery.start(self._run_entry, entry)
         log.info("tunnel %r to %s on 127.0.0.1:%d", name, organization, bound)
         return bound
+
+    async def _run_entry(self, entry: FleetEntry, *, task_status: StartedStatus) -> None:
+        """An entry counts from here until it ends, which it does at once if it cannot listen."""
+        if self._entries >= _MAX_TUNNELS:
+            raise ConfigError(f"{_MAX_TUNNELS} tunnels are open already")
+        self._entries += 1
+        try:
+            await entry.run(task_status=task_status)
+        finally:
+            self._entries -= 1
 
     async def _demand_open(self, name: str, organization: str) -> None:
         await self._gate.demand(Question(_request("tunnel.open", organization, name)))

@@ -21,6 +21,11 @@ KIND = "terms"
 _MAX_PARTICIPANTS = 256
 _MAX_BATCH = 256
 _MAX_REPAIRS = 10
+_MAX_LEASE_S = 3600
+_MAX_TEXT = 128
+_MAX_PATHS = 256
+#: Of one organization, under one agreement.
+MAX_RECORDS = 1_000_000
 #: No agreement lasts longer.
 MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
 _MAX_RETAIN_S = 100 * 366 * 24 * 3600
@@ -96,10 +101,12 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
             terms.review.eligible != len(terms.participants) - 1,
         ),
         ("min_score is over 10000", terms.review.min_score > MAX_SCORE),
-        ("records_per_organization is 0", terms.records_per_organization == 0),
+        (f"records_per_organization is not 1..{MAX_RECORDS}", not 1 <= terms.records_per_organization <= MAX_RECORDS),
+        ("an id, a purpose or a dataset is over 128 characters", _longest(terms) > _MAX_TEXT),
+        (f"over {_MAX_PATHS} fields are redacted or generalized", _paths(terms) > _MAX_PATHS),
         (f"batch_records is not 1..{_MAX_BATCH}", not 1 <= terms.batch_records <= _MAX_BATCH),
         (f"repair_rounds is over {_MAX_REPAIRS}", terms.repair_rounds > _MAX_REPAIRS),
-        ("lease_seconds is 0", terms.lease_seconds == 0),
+        (f"lease_seconds is not 1..{_MAX_LEASE_S}", not 1 <= terms.lease_seconds <= _MAX_LEASE_S),
         ("it does not last from 1 ms to 366 days", not 0 < terms.expires_ms - terms.issued_ms <= MAX_LIFETIME_MS),
         ("onward is not never, with_consent or allowed", terms.obligations.onward not in _ONWARD),
         (
@@ -112,6 +119,14 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
         ),
         ("retain_seconds is over 100 years", terms.obligations.retain_seconds > _MAX_RETAIN_S),
     ]
+
+
+def _longest(terms: Terms) -> int:
+    return max(len(text) for text in (terms.id, terms.purpose, terms.dataset, terms.consortium))
+
+
+def _paths(terms: Terms) -> int:
+    return len(terms.obligations.redact) + len(terms.obligations.generalize)
 
 
 def sign_terms(identity: NodeIdentity, terms: bytes) -> AgreementSignature:
@@ -142,6 +157,22 @@ def conclude(terms: bytes, signatures: Sequence[AgreementSignature]) -> bytes:
     return Agreement(terms=terms, signatures=ordered).SerializeToString()
 
 
+def read_terms(data: bytes) -> Agreed:
+    """Read the terms of an agreement without verifying its signatures.
+
+    Raises:
+        AgreementError: the agreement or its terms do not parse, or make no sense.
+    """
+    return parse_terms(_parse(data).terms)
+
+
+def _parse(data: bytes) -> Agreement:
+    try:
+        return Agreement.FromString(data)
+    except DecodeError as error:
+        raise AgreementError("the agreement does not parse") from error
+
+
 def open_agreement(data: bytes, trust: TrustStore) -> Agreed:
     """Verify an agreement: sound terms, of this consortium, signed by every participant over the same bytes.
 
@@ -150,11 +181,10 @@ def open_agreement(data: bytes, trust: TrustStore) -> Agreed:
     Raises:
         AgreementError: one of these does not hold.
     """
-    try:
-        agreement = Agreement.FromString(data)
-    except DecodeError as error:
-        raise AgreementError("the agreement does not parse") from error
+    agreement = _parse(data)
     agreed = parse_terms(agreement.terms)
+    if len(agreement.signatures) != len(agreed.terms.participants):
+        raise AgreementError("an agreement has one signature of each participant, and no other")
     if agreed.terms.consortium != trust.bundle.consortium:
         raise AgreementError(f"the agreement is of the consortium {agreed.terms.consortium!r}")
     try:

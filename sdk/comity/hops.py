@@ -22,7 +22,9 @@ KIND = "hop"
 CREATE = "record.create"
 SEND = "record.send"
 RELEASE = "record.release"
-_MAX_HOPS = 512
+#: The longest history that is read at all.
+MAX_HOPS = 512
+_DISTANCE = "min_distance_to_private"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ def sign_hop(identity: NodeIdentity, passage: Passage, history: Sequence[bytes])
     return sign_document(identity.key, KIND, hop.SerializeToString())
 
 
-def verify_hops(history: Iterable[bytes], *, task_id: bytes, record: bytes, home: Attested) -> tuple[Hop, ...]:
+def verify_hops(
+    history: Iterable[bytes], *, task_id: bytes, record: bytes, home: Attested, most: int = MAX_HOPS
+) -> tuple[Hop, ...]:
     """Check the history of a task whose home's node is `home`, and return its hops.
 
     1. Every hop is signed by the home's node and is about this task.
@@ -74,8 +78,8 @@ def verify_hops(history: Iterable[bytes], *, task_id: bytes, record: bytes, home
     hops: list[Hop] = []
     previous = b""
     for number, envelope in enumerate(history):
-        if number >= _MAX_HOPS:
-            raise CertificateInvalid(f"the history has over {_MAX_HOPS} hops")
+        if number >= most:
+            raise CertificateInvalid(f"the history has over {most} hops")
         signer, hop = _open(envelope)
         if hop.node != str(home.node) or signer != home.public_key:
             raise CertificateInvalid(f"hop {number} was not signed by the home's node {home.node}")
@@ -92,6 +96,27 @@ def verify_hops(history: Iterable[bytes], *, task_id: bytes, record: bytes, home
     if hops[-1].record_digest != sha256(record):
         raise CertificateInvalid("the last hop is about another record")
     return tuple(hops)
+
+
+def check_attested(hops: Sequence[Hop], least_distance: float) -> None:
+    """Check that the home attests what an agreement asks of it before a record leaves.
+
+    Args:
+        hops: a verified history.
+        least_distance: the terms' `min_distance_to_private`; 0 asks for nothing.
+
+    Raises:
+        CertificateInvalid: the hop that made the present revision does not attest that distance.
+    """
+    if least_distance <= 0:
+        return
+    made = [hop for hop in hops if hop.action == CREATE][-1]
+    try:
+        attested = float(made.attested[_DISTANCE]) if _DISTANCE in made.attested else 0.0
+    except ValueError:
+        attested = 0.0
+    if not attested >= least_distance or made.record_digest != hops[-1].record_digest:
+        raise CertificateInvalid(f"{made.node} does not attest a distance of {least_distance:g} to private rows")
 
 
 def _open(envelope: bytes) -> tuple[bytes, Hop]:

@@ -18,7 +18,7 @@ from comity.agreement import Agreed, open_agreement
 from comity.certificate import CheckedReview, verify_certificate
 from comity.digest import hex_digest
 from comity.errors import CertificateInvalid
-from comity.hops import verify_hops
+from comity.hops import check_attested, verify_hops
 from comity.signing import from_libp2p_public_key, peer_id_to_bytes, verify
 from comity.statement import (
     PREDICATE_CERTIFIED_RECORD,
@@ -138,6 +138,7 @@ def verify_certified(
     hops = verify_hops(task.hops, task_id=task.id, record=task.record, home=home)
     if task.revision != hops[-1].revision:
         raise CertificateInvalid(f"the task says revision {task.revision}, its last hop {hops[-1].revision}")
+    check_attested(hops, agreed.terms.obligations.min_distance_to_private)
     if (certificate.task_id, certificate.agreement_digest) != (task.id, agreed.digest):
         raise CertificateInvalid("the certificate is about another task or agreement")
     if certificate.bundle_epoch != agreed.terms.bundle_epoch or task.agreement_digest != agreed.digest:

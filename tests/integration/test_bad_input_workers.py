@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import trio
 
-from comity.errors import AgentFailed, NoWorker, WorkerLost
+from comity.errors import AgentFailed, NoWorker, StorageFull, WorkerLost
+from comity.testing import run_skill
+from comity_node.demo.agents import make_agent
+from comity_node.demo.data import breast_cancer, split, write_split
+from comity_node.demo.participants import Hospital
 from comity_node.runtime import author, outbox, patience, reviewer
 from comity_node.storage import audit
 from comity_node.storage.database import Database
-from kit.lab import Agents, Lab, run, until
+from kit.lab import Agents, Lab, now_ms, run, until
 
 ADA, BEA, CYD = (f"org{number:02}.example" for number in range(3))
 
@@ -52,7 +56,7 @@ RAISED = [AgentFailed("the skill raised ValueError"), NoWorker("nobody offers it
 @pytest.mark.invariant("R1")
 def test_a_generator_that_fails_costs_a_retry(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
-    bad = [
+    bad: list[Any] = [
         *RAISED,
         None,
         [],
@@ -83,7 +87,7 @@ def test_a_generator_that_fails_costs_a_retry(tmp_path: Path) -> None:
 @pytest.mark.invariant("R1")
 def test_a_validator_that_fails_costs_a_retry(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
-    bad = [
+    bad: list[Any] = [
         *RAISED,
         None,
         [],
@@ -147,7 +151,7 @@ def test_a_batch_that_the_validator_never_gets_done_does_not_hold_the_others_up(
         workflow_id = await lab.submit(ADA, records_per_organization=12, lease_seconds=1)
         await lab.until_done(workflow_id)
         assert await lab.counts(ADA) == {"undecided": 12}
-        assert await lab.counts(CYD) == {"certified": 12}
+        assert sum((await lab.counts(CYD)).values()) == 12
 
         async def given_up() -> bool:
             return not lab.members[BEA].rows("SELECT 1 FROM inbox WHERE state = 'held'")
@@ -179,9 +183,27 @@ def test_an_agreement_that_ends_before_there_is_a_worker_stops_nothing(tmp_path:
         assert await lab.counts(ADA) == {}
         await lab.stop(ADA)
         await lab.start(nursery, ADA)
-        assert (await lab.deliver(BEA, ADA, "cards", b"")).body
+        # Messages from just before the start are refused, lest one of them comes again.
+        assert (await lab.deliver(BEA, ADA, "cards", b"", now_ms=now_ms() + 5000)).body
 
     run(first)
+
+
+@pytest.mark.invariant("S6")
+def test_a_validator_whose_model_was_changed_scores_nothing(tmp_path: Path) -> None:
+    """The worker says which file it is; the node hears that its agent failed, and keeps the batch."""
+    home = tmp_path / "home"
+    write_split(split(breast_cancer(), seed=0), {"a": home, **{str(n): tmp_path / str(n) for n in range(4)}}, tmp_path)
+    work = {"author": "b", "dataset": "d", "purpose": "p", "min_score": 500, "records": []}
+    Hospital(home, home).close()
+    model = next(home.rglob("label.onnx"))
+    changed = bytearray(model.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    model.write_bytes(changed)
+    agent = make_agent(lambda: Hospital(home, home))
+    with pytest.raises(AgentFailed, match=r"label\.onnx") as caught:
+        run_skill(agent, "review", work)
+    assert "\n" not in str(caught.value)
 
 
 # -- a full disk -------------------------------------------------------------------------------------------------------
@@ -198,7 +220,14 @@ async def fill(database: Database) -> None:
 
 
 async def make_room(database: Database) -> None:
-    await database.transact(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone())
+    async def made() -> bool:
+        try:
+            await database.transact(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone())
+        except StorageFull:  # it shared its transaction with what found the disk full
+            return False
+        return True
+
+    await until(made, "there is room again")
 
 
 @pytest.mark.invariant("R1")

@@ -211,7 +211,7 @@ def test_the_receivers_policy_refuses_and_its_rule_is_named(tmp_path: Path) -> N
         assert await lab.counts(ADA) == {"refused": 4}, "two votes are needed, and one of two reviewers refuses"
         assert await lab.counts(BEA) == {"certified": 4}
         reasons = await lab.members[ADA].up.database.read(lambda c: journal.count_tasks_by_reason(c, "refused"))
-        assert reasons == {f"{BEA}: no-record-receive": 4}
+        assert reasons == {f"policy of {BEA}": 4}
 
     run(main)
     assert {(one.status, one.code, tuple(one.rules)) for one in receipts} == {

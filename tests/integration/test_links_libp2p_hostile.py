@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -201,6 +202,51 @@ def test_strangers_with_keys_are_few_get_little_and_make_room_for_newcomers() ->
                 except LinkClosed:
                     outcomes.append(b"")
             assert outcomes == [b""] * 6 + [b"\x13/multistream/1.0.0\n"[:20]] * 4
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_handshakes_are_computed_at_a_bounded_pace_and_silent_sockets_use_none_up() -> None:
+    async def main() -> None:
+        limits = Libp2pLimits(handshakes_per_s=0.001, handshake_burst=3, handshake_wait_s=0.1, handshake_s=20)
+        async with echo_node(limits) as (target, nursery):
+            silent = [await dial(target) for _ in range(10)]
+            for _ in range(3):
+                await echoes(target, nursery)
+            client = Libp2pTransport(PrivateKey.generate(), [])
+            await nursery.start(client.run)
+            with trio.fail_after(5), pytest.raises(PeerUnreachable):
+                await client.open_stream(target.peer_id, target.addresses(), ECHO)
+            for stream in silent:
+                await stream.aclose()
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+@pytest.mark.parametrize("allow_private", [False, True])
+def test_a_name_that_leads_to_this_machine_is_told_nothing(allow_private: bool) -> None:
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: bytes, port: str | int | None, *_: int, **__: int) -> list[Any]:
+            await trio.lowlevel.checkpoint()
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        async def getnameinfo(self, sockaddr: tuple[Any, ...], flags: int) -> tuple[str, str]:
+            raise OSError("addresses have no names here")
+
+    async def main() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        async with echo_node() as (target, nursery):
+            port = parse_address(target.addresses()[0]).port
+            client = Libp2pTransport(PrivateKey.generate(), [], allow_private=allow_private)
+            await nursery.start(client.run)
+            named = [f"/dns4/evil.example/tcp/{port}"]
+            if allow_private:
+                await (await client.open_stream(target.peer_id, named, ECHO)).aclose()
+            else:
+                with pytest.raises(PeerUnreachable, match=r"leads to 127\.0\.0\.1"):
+                    await client.open_stream(target.peer_id, named, ECHO)
 
     trio.run(main)
 

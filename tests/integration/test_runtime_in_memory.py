@@ -243,6 +243,7 @@ class Lab:
                             version="test",
                         )
                     )
+                    await member.runtime.load()
                     await nursery.start(member.runtime.run)
                     self.network.up.add(name)
                     running.up.set()

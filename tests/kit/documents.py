@@ -125,9 +125,9 @@ def make_history(home: NodeIdentity, passages: Sequence[Passage]) -> list[bytes]
 
 
 def make_certified(
-    consortium: Consortium, agreed: Agreed, *, author: str, holder: str, scores: Mapping[str, int]
+    consortium: Consortium, agreed: Agreed, *, author: str, holder: str, scores: Mapping[str, int], accept: bool = True
 ) -> CertifiedRecord:
-    """A certified record of `author`, certified after one repair, on its way to `holder`."""
+    """A record of `author`, certified (or rejected) after one repair, on its way to `holder`."""
     home = consortium.nodes[author]
     passages = [
         make_passage(record=canonical_json({"label": 1, "x": -2.5})),
@@ -145,6 +145,6 @@ def make_certified(
             record=RECORD,
             hops=make_history(home, passages),
         ),
-        certificate=build_certificate(votes, author=author, rule=agreed.rule, accept=True),
+        certificate=build_certificate(votes, author=author, rule=agreed.rule, accept=accept),
         home_chain=home.chain,
     )

@@ -251,6 +251,11 @@ class Lab:
         """Start the nodes of `wanted` (of everybody, if none are named)."""
         for name in wanted or self.names:
             await nursery.start(self._live, self.members[name])
+        for member in self.members.values():
+            if member.node is not None:  # as when links come up
+                member.node.runtime.directory.look_again()
+                for organization in self.names:
+                    member.node.runtime.outbox.kick(organization)
 
     async def _live(self, member: Member, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         gone = trio.Event()
@@ -260,6 +265,7 @@ class Lab:
                     gate = await self._gate(member, database)
                     runtime = Runtime(self._surroundings(member, gate, database))
                     async with trio.open_nursery() as nursery:
+                        await runtime.load()
                         await nursery.start(runtime.run)
                         member.node = Up(runtime, database, gate, scope, gone)
                         task_status.started()
@@ -334,9 +340,9 @@ class Lab:
         values: dict[str, Any] = {"audience": audience, "message_id": random.randbytes(16), "now_ms": now_ms()}
         return seal(self.members[sender].identity.key, kind, body, **{**values, **changes})
 
-    async def deliver(self, sender: str, receiver: str, kind: str, body: bytes) -> Receipt:
+    async def deliver(self, sender: str, receiver: str, kind: str, body: bytes, **changes: Any) -> Receipt:
         """Send a message in the name of `sender`, past its own node, and return the receipt."""
-        payload = self.seal(sender, receiver, kind, body)
+        payload = self.seal(sender, receiver, kind, body, **changes)
         node = self.members[receiver].up
         answer = await node.runtime.messenger.receive(attested(self.members[sender].identity), payload)
         return Receipt.FromString(open_message(answer, {"receipt"}).body)

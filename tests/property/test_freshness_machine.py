@@ -16,8 +16,10 @@ from comity.errors import EnvelopeError, ReplayedMessage, ReplayTableFull, Stale
 from comity_node.protocol.freshness import Freshness, FreshnessLimits
 
 ME = "12D3KooWMe"
-LIMITS = FreshnessLimits(ids_per_signer=6, ids=10)
+LIMITS = FreshnessLimits(ids_per_signer=6, ids_per_group=8, ids=10)
+#: The first two are of one organization.
 SIGNERS = [bytes([number]) * 32 for number in range(3)]
+GROUPS = dict(zip(SIGNERS, ("a.example", "a.example", "b.example"), strict=True))
 START = 1_750_000_000_000
 
 Sent = tuple[bytes, Header]
@@ -48,7 +50,7 @@ class Machine(RuleBasedStateMachine):
         """Hand a message to the node, as the gate does; return whether it was admitted."""
         signer, header = sent
         try:
-            self.node.check(signer, header, self.now)
+            self.node.check(signer, header, self.now, GROUPS[signer])
         except EnvelopeError:
             return False
         assert sent not in self.acted, "admitted again after it was acted on"
@@ -89,10 +91,14 @@ class Machine(RuleBasedStateMachine):
         if self.deliver((signer, header), crash=False) or not clock_ran_on or issued <= self.started_with:
             return
         with pytest.raises(ReplayTableFull):
-            self.node.check(signer, header, self.now)
+            self.node.check(signer, header, self.now, GROUPS[signer])
         # Nothing is kept longer than its time, so a table is only full of messages that could still be replayed.
         live = [one for one in self.admitted if one[1].expires_ms + LIMITS.skew_ms + 2000 >= self.now]
-        assert len(live) >= LIMITS.ids or len([one for one in live if one[0] == signer]) >= LIMITS.ids_per_signer
+        of_group = [one for one in live if GROUPS[one[0]] == GROUPS[signer]]
+        of_signer = [one for one in live if one[0] == signer]
+        assert (
+            len(live) >= LIMITS.ids or len(of_group) >= LIMITS.ids_per_group or len(of_signer) >= LIMITS.ids_per_signer
+        )
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), crash=st.booleans())
@@ -104,7 +110,7 @@ class Machine(RuleBasedStateMachine):
     def replay_what_was_admitted(self, data: st.DataObject) -> None:
         signer, header = data.draw(st.sampled_from(sorted(self.admitted, key=lambda one: one[1].id)))
         with pytest.raises((ReplayedMessage, StaleMessage)):
-            self.node.check(signer, header, self.now)
+            self.node.check(signer, header, self.now, GROUPS[signer])
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -144,6 +150,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         assert len(self.node) <= LIMITS.ids
+        live = [one for one in self.admitted if one[1].expires_ms + LIMITS.skew_ms >= self.latest]
+        assert all(sum(GROUPS[one[0]] == group for one in live) <= LIMITS.ids_per_group for group in GROUPS.values())
 
     @invariant()
     def the_mark_covers_what_was_admitted(self) -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+from pathlib import Path
 
-from comity.envelope import Header
+import pytest
+import trio
+
+from comity.envelope import Header, seal
 from comity.errors import ReplayedMessage, ReplayTableFull, StaleMessage, WrongAudience
+from comity.ids import SpiffeId
+from comity.signing import PrivateKey
+from comity.trust import Attested
+from comity_node.admission import Gate
+from comity_node.policy.loader import loads_policy
 from comity_node.protocol.freshness import Freshness, FreshnessLimits
+from comity_node.storage.database import open_database
+from kit.consortium import NOW_MS, consortium, names
+from kit.lab import policy
 
 NOW = 1_750_000_000_000
 LIMITS = FreshnessLimits()
@@ -106,6 +118,32 @@ def test_a_full_table_refuses_and_evicts_nothing() -> None:
 
 
 @pytest.mark.invariant("S7")
+def test_an_organization_with_any_number_of_keys_leaves_room_for_the_others() -> None:
+    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=3, ids_per_group=4, ids=8))
+    keys = [bytes([number]) * 32 for number in range(20)]
+    admitted = 0
+    for key in keys:
+        try:
+            freshness.check(key, header(), NOW, "evil.example")
+            admitted += 1
+        except ReplayTableFull:
+            pass
+    assert (admitted, len(freshness)) == (4, 4)
+    freshness.check(ALICE, header(1), NOW, "good.example")
+    freshness.check(BOB, header(1), NOW)
+    with pytest.raises(ReplayedMessage):
+        freshness.check(keys[0], header(), NOW, "another.example")  # ids are the signer's, whoever vouches for it
+    # When they have expired the organization may send again.
+    later = NOW + 100_000
+    freshness.check(keys[9], header(issued=later), later, "evil.example")
+    assert len(freshness) == 1
+
+
+def test_by_default_no_organization_takes_more_than_a_quarter() -> None:
+    assert LIMITS.ids_per_group * 4 <= LIMITS.ids
+
+
+@pytest.mark.invariant("S7")
 def test_memory_is_given_back_when_messages_expire() -> None:
     freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=10, ids=10))
     for wave in range(20):
@@ -156,3 +194,34 @@ def test_the_mark_never_goes_back() -> None:
     mark = freshness.high_water_ms()
     freshness.check(ALICE, header(2, issued=NOW + 1), NOW)
     assert freshness.high_water_ms() == mark
+
+
+@pytest.mark.invariant("S7")
+def test_the_gate_counts_the_messages_of_all_nodes_of_an_organization_together(tmp_path: Path) -> None:
+    me, peer, other = names(3)
+    nodes = consortium(me, peer, other).nodes
+    mine = nodes[me].peer_id
+
+    async def main() -> None:
+        async with open_database(tmp_path / "node.db") as database:
+            gate = Gate(
+                identity=nodes[me],
+                policy=loads_policy(policy(me)),
+                database=database,
+                freshness=Freshness(mine, limits=FreshnessLimits(ids_per_group=2)),
+                now_ms=lambda: NOW_MS,
+                random_bytes=os.urandom,
+            )
+
+            async def arrive(key: PrivateKey, organization: str) -> None:
+                sender = Attested(organization, SpiffeId(organization, "node", "n1"), key.public_key, key.peer_id)
+                sealed = seal(key, "cards", b"", audience=mine, message_id=os.urandom(16), now_ms=NOW_MS)
+                await gate.open(sender, sealed, {"cards"})
+
+            for _ in range(2):
+                await arrive(PrivateKey.generate(), peer)
+            with pytest.raises(ReplayTableFull):
+                await arrive(PrivateKey.generate(), peer)
+            await arrive(PrivateKey.generate(), other)
+
+    trio.run(main)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
-from comity.errors import ConfigError, DeadlineExceeded
+from comity.errors import ComityError, ConfigError, DeadlineExceeded, LinkClosed, StorageError
 from comity.signing import PrivateKey
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity_node.discovery import Discovery, DiscoverySettings, PeerHint
 from comity_node.links import Changes, Links, LinkState
+from comity_node.node import _is_near
 from comity_node.transport.address import parse_address
 from comity_node.transport.memory import MemoryNetwork
 
@@ -36,7 +38,7 @@ class Table:
     def peers(self) -> list[LinkState]:
         return list(self.known.values())
 
-    def add_peer(self, peer_id: str, addresses: Sequence[str] = ()) -> None:
+    def add_peer(self, peer_id: str, addresses: Sequence[str] = (), *, keep: bool = False) -> None:
         before = self.known[peer_id].addresses if peer_id in self.known else ()
         self.known[peer_id] = LinkState(peer_id, "", "", (*before, *addresses), "down", "", 0, 0, 0, 0, 0, 0)
         self.changes.note()
@@ -140,6 +142,10 @@ def test_hints_of_one_peer_are_bounded_and_dead_ends_are_forgotten() -> None:
         hint("/ip4/10.1.2.3/tcp/1"),
         hint("/ip6/fe80::1/tcp/1"),
         hint("/ip4/0.0.0.0/tcp/1"),
+        hint("/ip6/::ffff:127.0.0.1/tcp/1"),
+        hint("/dns4/localhost/tcp/1"),
+        hint("/dns4/db.localhost./tcp/1"),
+        hint("/dns4/127.0.0.1/tcp/1"),
         hint("/ip4/8.8.8.8/udp/1"),
         hint("/ip4/8.8.8.8/tcp/99999"),
         hint(organization="stranger.example"),
@@ -157,6 +163,84 @@ def test_a_malformed_or_useless_hint_is_dropped_and_the_next_is_taken(bad: PeerH
     run(main)
 
 
+@pytest.mark.invariant("S7")
+def test_a_hint_at_which_two_peers_answer_stops_no_node(consortium: Consortium) -> None:
+    """The links themselves take it, and everything above them runs on."""
+    trust, nodes = consortium(*NAMES[:2])
+    asked = 0
+
+    async def fetch(_: str) -> list[PeerHint]:
+        nonlocal asked
+        asked += 1
+        other = PrivateKey.generate().peer_id
+        return [hint(f"/ip4/8.8.8.8/tcp/1/p2p/{other}"), hint()]
+
+    async def echo(_: Attested, payload: bytes) -> bytes:
+        return payload
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        a, b = (
+            Links(
+                network.transport(nodes[name].peer_id),
+                nodes[name],
+                trust,
+                echo,
+                now_ms=lambda: time.time_ns() // 1_000_000,
+                random_bytes=bytes,
+            )
+            for name in NAMES[:2]
+        )
+        bootstrap = [f"/dns4/b.example/tcp/1/p2p/{b.peer_id}"]
+        finder = Discovery(a, fetch, bootstrap=bootstrap, organizations=lambda: set(NAMES))
+        async with trio.open_nursery() as nursery:
+            for part in (a.run, b.run, finder.run):
+                await nursery.start(part)
+            await a.wait_for(b.peer_id, 10)
+            await trio.sleep(7)
+            assert asked >= 3
+            assert {state.state for state in a.peers()} == {"connected", "down"}, "the good hints are followed"
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+@pytest.mark.parametrize("error", [LinkClosed, StorageError, ConfigError])
+def test_whatever_is_wrong_with_a_hint_the_next_is_taken(error: type[ComityError]) -> None:
+    async def main() -> None:
+        bad, good = hint(), hint()
+
+        class Picky(Table):
+            def add_peer(self, peer_id: str, addresses: Sequence[str] = (), *, keep: bool = False) -> None:
+                if peer_id == bad.peer_id:
+                    raise error("no")
+                super().add_peer(peer_id, addresses)
+
+        table = Picky()
+        discovery(table).learn("somebody", [bad, good])
+        assert list(table.known) == [good.peer_id]
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_the_nodes_of_an_organization_name_peers_on_one_account() -> None:
+    async def main() -> None:
+        table = Table()
+        for node in ("evil1", "evil2"):
+            table.connect(node, "e.example")
+        table.connect("honest", "d.example")
+        finder = discovery(table, max_unproved=5)
+        for source in ("evil1", "evil2", "honest"):
+            finder.learn(source, [hint() for _ in range(10)])
+        assert len(table.known) == 3 + 5 + 5
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
 def test_private_addresses_are_dialled_where_the_settings_say_so() -> None:
     async def main() -> None:
         table = Table()
@@ -166,6 +250,20 @@ def test_private_addresses_are_dialled_where_the_settings_say_so() -> None:
         await trio.lowlevel.checkpoint()
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("listen", "bootstrap", "near"),
+    [
+        ("/ip4/0.0.0.0/tcp/4101", "/ip4/8.8.8.8/tcp/4101", False),  # a wildcard says nothing about the network
+        ("/ip6/::/tcp/4101", "/dns4/node.example/tcp/4101", False),
+        ("/ip4/0.0.0.0/tcp/4101", "/ip4/10.0.0.7/tcp/4101", True),
+        ("/ip4/127.0.0.1/tcp/0", "/dns4/node.example/tcp/4101", True),
+    ],
+)
+def test_a_node_is_near_when_its_operator_names_a_private_address(listen: str, bootstrap: str, near: bool) -> None:
+    config = SimpleNamespace(listen=(listen,), bootstrap=(bootstrap,))
+    assert _is_near(config) is near  # type: ignore[arg-type]
 
 
 def test_it_asks_often_while_somebody_is_missing_and_seldom_after() -> None:
@@ -236,6 +334,15 @@ def test_addresses_are_read_and_written_alike(text: str) -> None:
         "/ip4/192.0.2.1/tcp/4001/p2p/QmNotEd25519",
         "/ip4/192.0.2.1/tcp/4001/ws",
         "/unix/x/tcp/1",
+        # What resolvers take for 127.0.0.1, and zones, with which no address is anybody else's.
+        "/dns4/127.0.0.1/tcp/1",
+        "/dns4/127.1/tcp/1",
+        "/dns4/2130706433/tcp/1",
+        "/dns4/0x7f000001/tcp/1",
+        "/dns4/0x7f.1./tcp/1",
+        "/dns4/127.0.0.0x1/tcp/1",
+        "/ip6/fe80::1%eth0/tcp/1",
+        "/ip6/2001:db8::1%\u00e9/tcp/1",
         "x" * 10_000,
     ],
 )

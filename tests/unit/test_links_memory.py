@@ -15,6 +15,7 @@ import trio.testing
 
 from comity.errors import (
     Busy,
+    ConfigError,
     DeadlineExceeded,
     FrameTooLarge,
     LinkClosed,
@@ -520,7 +521,7 @@ def test_limits_of_the_peer_table_and_malformed_peers(consortium: Consortium) ->
             a.add_peer(nodes[HOPE].peer_id)
         with pytest.raises(SignatureInvalid):
             a.add_peer("12D3KooWnonsense")
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(ConfigError, match="not an address of"):
             a.add_peer(nodes[STLUKES].peer_id, [f"/ip4/192.0.2.1/tcp/1/p2p/{nodes[HOPE].peer_id}"])
         b, _ = net.links(nodes[HOPE], trust)
         async with running(a, b):

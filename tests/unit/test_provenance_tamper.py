@@ -194,6 +194,14 @@ def agree_among(lab: Consortium, members: tuple[str, ...]) -> Agreed:
     return agree(lab, participants=list(terms.participants), review=terms.review)
 
 
+@pytest.mark.invariant("S9")
+def test_a_record_that_a_quorum_rejected_is_not_passed_off_as_certified(world: World) -> None:
+    scores = dict.fromkeys(SCORES, 100)
+    rejected = make_certified(world.lab, world.agreed, author=AUTHOR, holder=HOLDER, scores=scores, accept=False)
+    with pytest.raises(ComityError, match="does not accept the record"):
+        world.verify(make_provenance(world.lab.nodes[HOLDER], rejected, world.agreement))
+
+
 @pytest.mark.invariant("S5")
 def test_a_history_signed_by_another_member_is_refused(world: World) -> None:
     """Whoever has seen a record cannot pass it off as one of its own home."""

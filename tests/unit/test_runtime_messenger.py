@@ -30,6 +30,7 @@ from comity_node.admission import Gate
 from comity_node.policy.loader import loads_policy
 from comity_node.protocol.freshness import Freshness
 from comity_node.runtime.messenger import Messenger, accepted
+from comity_node.runtime.pace import Pace, PaceLimits
 from comity_node.storage.database import Database, open_database
 from kit.consortium import NOW_MS, attested, consortium, names
 from kit.lab import policy
@@ -185,6 +186,51 @@ def test_a_body_that_does_not_parse_is_refused_with_a_receipt(tmp_path: Path) ->
     with_messenger(tmp_path, main)
 
 
+# -- pace --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.invariant("S7")
+def test_who_sends_too_fast_is_told_to_wait_and_no_handler_works_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_database(tmp_path / "node.db") as database:
+            guard, handled = gate(database), []
+            messenger = Messenger(guard, Wire(), pace=Pace(PaceLimits(per_second=10, burst=3, retry_after_ms=5)))
+
+            async def handle(sender: Attested, body: bytes) -> Receipt:
+                await trio.lowlevel.checkpoint()
+                handled.append(sender.organization)
+                return accepted()
+
+            async def send(signer: str) -> Receipt:
+                answer = await messenger.receive(attested(NODES[signer]), request(signer))
+                return Receipt.FromString(open_message(answer, {"receipt"}).body)
+
+            messenger.serve({"cards": handle})
+            receipts = [await send(PEER) for _ in range(5)]
+            assert [one.status == Receipt.STATUS_BUSY for one in receipts] == [False] * 3 + [True] * 2
+            assert (receipts[-1].code, receipts[-1].retry_after_ms) == ("busy", 100)
+            assert (await send(OTHER)).status == Receipt.STATUS_ACCEPTED, "each organization has a pace of its own"
+            guard.now_ms = lambda: NOW_MS + 100
+            assert [(await send(PEER)).status for _ in range(2)] == [Receipt.STATUS_ACCEPTED, Receipt.STATUS_BUSY]
+            assert handled == [PEER] * 3 + [OTHER, PEER]
+            assert messenger.counters() == {"received.cards": 8, "busy.too_fast": 3}
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_bucket_holds_no_more_than_its_burst_and_survives_a_clock_that_goes_back() -> None:
+    pace = Pace(PaceLimits(per_second=200, burst=500, retry_after_ms=100))
+    assert [pace.take(PEER, 0) for _ in range(501)] == [0] * 500 + [100]
+    assert pace.take(PEER, -3_600_000) == 100
+    assert pace.take(PEER, 3_600_000) == 0
+    assert sum(pace.take(PEER, 3_600_000) == 0 for _ in range(1000)) == 499
+    sustained = sum(pace.take(PEER, 3_600_000 + at_ms) == 0 for at_ms in range(10_000))
+    assert 1990 <= sustained <= 2000
+    slow = Pace(PaceLimits(per_second=0.5, burst=1))
+    assert [slow.take(PEER, 0), slow.take(PEER, 0)] == [0, 2000]
+
+
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -248,5 +294,28 @@ def test_an_answer_counts_only_from_the_peer_that_was_asked_and_for_this_questio
         await messenger.ask(PEER, "cards", b"hello")
         with pytest.raises(ReplayedMessage):
             await messenger.ask(PEER, "cards", b"hello")
+
+    with_messenger(tmp_path, main)
+
+
+@pytest.mark.invariant("S7")
+def test_the_texts_of_a_receipt_are_cut(tmp_path: Path) -> None:
+    """They go to the journal, to logs and to terminals."""
+    loud = Receipt(
+        status=Receipt.STATUS_REFUSED,
+        code="c" * 100_000,
+        reason="\x1b[2J\u202e\n" + "r" * 1_000_000,
+        rules=["x" * 10_000] * 1_000,
+    )
+    plain = Receipt(status=Receipt.STATUS_REFUSED, code="policy_denied", reason="Größe: 7 €", rules=["never-raw"])
+
+    async def main(messenger: Messenger, wire: Wire) -> None:
+        wire.answer = lambda payload: answer(payload, body=loud.SerializeToString())
+        receipt = await messenger.ask(PEER, "cards", b"hello")
+        assert (len(receipt.code), len(receipt.reason), len(receipt.rules)) == (64, 512, 16)
+        assert {len(rule) for rule in receipt.rules} == {128}
+        assert receipt.reason.startswith(" [2J  rrr")
+        wire.answer = lambda payload: answer(payload, body=plain.SerializeToString())
+        assert await messenger.ask(PEER, "cards", b"hello") == plain
 
     with_messenger(tmp_path, main)

@@ -233,6 +233,58 @@ def test_what_expires_is_over_and_its_owner_hears_it(tmp_path: Path) -> None:
     with_world(tmp_path, main)
 
 
+@pytest.mark.invariant("R3")
+def test_what_expires_while_its_recipient_is_away_is_over_too(tmp_path: Path) -> None:
+    async def main(world: World, nursery: trio.Nursery) -> None:
+        world.linked = False
+        await nursery.start(world.outbox.run)
+        for number in range(100):
+            await world.put(f"{number:03}", lifetime_ms=5_000)
+        await trio.sleep(4)
+        assert not world.ended
+        await trio.sleep(10)
+        assert sorted(world.ended, key=lambda one: one[0]) == [(f"{number:03}", None) for number in range(100)]
+        assert not world.asked
+
+    with_world(tmp_path, main)
+
+
+@pytest.mark.invariant("R2")
+@pytest.mark.parametrize("last", [accepted(), LinkClosed("gone")])
+def test_what_expires_on_its_way_ends_once(tmp_path: Path, last: Answer) -> None:
+    async def main(world: World, nursery: trio.Nursery) -> None:
+        async def slow(organization: str, kind: str, body: bytes, *, deadline_s: float = 30.0) -> Receipt:
+            await trio.sleep(20)
+            if isinstance(last, Exception):
+                raise last
+            return last
+
+        world.ask = slow  # type: ignore[method-assign]
+        await nursery.start(world.outbox.run)
+        await world.put("one", lifetime_ms=5_000)
+        await trio.sleep(15)
+        assert not world.ended, "it may still arrive"
+        await trio.sleep(15)
+        assert world.ended == [("one", last if isinstance(last, Receipt) else None)]
+        await trio.sleep(60)
+        assert len(world.ended) == 1
+
+    with_world(tmp_path, main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_peer_cannot_put_a_message_off_for_ever(tmp_path: Path) -> None:
+    async def main(world: World, nursery: trio.Nursery) -> None:
+        world.answers = [Receipt(status=Receipt.STATUS_BUSY, retry_after_ms=2**32 - 1)]
+        await nursery.start(world.outbox.run)
+        await world.put("one", lifetime_ms=3_600_000)
+        await trio.sleep(700)
+        assert len(world.asked) == 2
+        assert await world.states() == {"one": ("done", 1)}
+
+    with_world(tmp_path, main)
+
+
 @pytest.mark.invariant("R4")
 def test_one_peer_has_a_bounded_number_of_messages_under_way(tmp_path: Path) -> None:
     async def main(world: World, nursery: trio.Nursery) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from comity.digest import sha256
-from comity.errors import Busy, StorageError
+from comity.errors import AgreementError, Busy, StorageError
 from comity_node.storage import journal, packing, schema
 from comity_node.storage.database import Database
 from comity_node.storage.journal import (
@@ -116,13 +116,12 @@ def test_agreements_are_found_by_their_terms(connection: sqlite3.Connection) -> 
     late = replace(agreement(sha256(b"late"), expires_ms=5000, created_ms=9), purpose="research")
     assert journal.put_agreement(connection, late)
     assert not journal.put_agreement(connection, replace(late, state="revoked"))
-    assert journal.get_agreement(connection, late.digest) == late
     assert journal.list_agreements(connection, valid_at_ms=1000) == [late]
     assert journal.list_agreements(connection, purpose="research", dataset="tumours") == [late]
     assert len(journal.list_agreements(connection, purpose="screening")) == 2
     assert journal.set_agreement_state(connection, late.digest, "revoked")
     assert len(journal.list_agreements(connection, state="active")) == 2
-    assert journal.get_agreement(connection, sha256(b"none")) is None
+    assert not journal.set_agreement_state(connection, sha256(b"none"), "revoked")
 
 
 @pytest.mark.invariant("R2")
@@ -173,17 +172,15 @@ def test_tasks_are_listed_and_counted(connection: sqlite3.Connection) -> None:
 
 
 @pytest.mark.invariant("R3")
-def test_assignments_lapse(connection: sqlite3.Connection) -> None:
+def test_an_assignment_changes_only_from_what_was_seen(connection: sqlite3.Connection) -> None:
     rows = [AssignmentRow(BATCH, 0, f"org{number}.example", "offered", 0, 100 + number) for number in range(3)]
     assert all(journal.put_assignment(connection, row) for row in rows)
     assert not journal.put_assignment(connection, replace(rows[0], state="voted"))
     assert journal.list_assignments(connection, BATCH, 0) == rows
-    assert journal.lapsed_assignments(connection, 101) == rows[:2]
     voted = replace(rows[0], state="voted")
     assert journal.update_assignment(connection, voted, state="offered")
     assert not journal.update_assignment(connection, replace(voted, state="expired"), state="offered")
-    assert journal.lapsed_assignments(connection, 101) == rows[1:2]
-    assert journal.count_open_assignments(connection) == {"org1.example": 1, "org2.example": 1}
+    assert journal.list_assignments(connection, BATCH, 0) == [voted, *rows[1:]]
 
 
 @pytest.mark.invariant("R2")
@@ -193,8 +190,7 @@ def test_a_vote_counts_once(connection: sqlite3.Connection) -> None:
     assert journal.add_vote(connection, vote()) is Added.SAME
     assert journal.add_vote(connection, vote(organization="a.example")) is Added.NEW
     assert journal.add_vote(connection, vote(number=2)) is Added.NEW
-    assert journal.list_votes(connection, task(1).task_id, 0) == [vote(organization="a.example"), vote()]
-    assert journal.list_votes(connection, task(1).task_id, 1) == []
+    assert journal.batch_votes(connection, BATCH, 1) == {}
     assert journal.batch_votes(connection, BATCH, 0) == {
         task(1).task_id: [vote(organization="a.example"), vote()],
         task(2).task_id: [vote(number=2)],
@@ -207,12 +203,35 @@ def test_a_vote_counts_once(connection: sqlite3.Connection) -> None:
 def test_two_different_votes_are_kept_as_proof(connection: sqlite3.Connection) -> None:
     journal.put_tasks(connection, [task(1)])
     journal.add_vote(connection, vote(b"first"))
-    assert journal.add_vote(connection, vote(b"second")) is Added.DIFFERENT
-    assert journal.add_vote(connection, vote(b"third")) is Added.DIFFERENT
-    assert journal.list_votes(connection, task(1).task_id, 0) == [vote(b"first")]
+    assert journal.add_vote(connection, replace(vote(b"second"), score=8999)) is Added.DIFFERENT
+    assert journal.add_vote(connection, replace(vote(b"third"), accept=False, score=1)) is Added.DIFFERENT
+    assert journal.batch_votes(connection, BATCH, 0) == {task(1).task_id: [vote(b"first")]}
     (found,) = journal.list_equivocations(connection, "hope.example")
     assert (found.first_review, found.second_review, found.chain) == (b"first", b"second", (b"leaf", b"root"))
     assert journal.list_equivocations(connection, "a.example") == []
+
+
+@pytest.mark.invariant("S9")
+def test_an_honest_reviewer_is_never_proven_to_equivocate(connection: sqlite3.Connection) -> None:
+    """Whatever it is made to sign: the same said anew, or a review of another record."""
+    journal.put_tasks(connection, [task(1)])
+    subject, other = (journal.vote_subject(sha256(record), TERMS, 1) for record in (b"one", b"another"))
+    first = replace(vote(b"first"), subject=subject)
+    assert journal.add_vote(connection, first) is Added.NEW
+    assert journal.add_vote(connection, replace(first, review=b"signed anew")) is Added.SAME
+    assert journal.add_vote(connection, replace(first, review=b"of another", subject=other, score=1)) is Added.DIFFERENT
+    assert journal.list_equivocations(connection) == []
+    assert journal.batch_votes(connection, BATCH, 0) == {task(1).task_id: [first]}
+    journal.add_vote(connection, replace(first, review=b"a lie", score=1))
+    assert [one.second_review for one in journal.list_equivocations(connection)] == [b"a lie"]
+
+
+def test_what_a_vote_is_about_has_no_two_meanings() -> None:
+    subjects = {
+        journal.vote_subject(*about)
+        for about in ((TERMS, OTHER_TERMS, 1), (OTHER_TERMS, TERMS, 1), (TERMS, OTHER_TERMS, 2), (TERMS, TERMS, 1))
+    }
+    assert len(subjects) == 4
 
 
 @pytest.mark.invariant("R2")
@@ -230,10 +249,49 @@ def test_an_offer_that_comes_again_finds_its_reviews(connection: sqlite3.Connect
     done = journal.get_offer(connection, offer().digest)
     assert done is not None
     assert (done.state, done.reviews, done.done_ms) == ("done", b"reviews", 7)
-    assert [row.received_ms for row in journal.held_offers(connection)] == [2, 3]
+    assert [row.home for row in journal.held_offers(connection)] == ["mercy.example", "a.example"]
     assert journal.forget_offers(connection, 7) == 0
     assert journal.forget_offers(connection, 8) == 1
     assert journal.get_offer(connection, offer().digest) is None
+
+
+@pytest.mark.invariant("S7")
+def test_a_home_with_many_batches_does_not_hide_the_others(connection: sqlite3.Connection) -> None:
+    for number in range(20):
+        journal.put_offer(connection, replace(offer(received_ms=number), batch_id=bytes([number]) * 16))
+    for number in range(2):
+        journal.put_offer(connection, replace(offer(home="a.example", received_ms=100 + number), revision=number))
+    homes = [row.home for row in journal.held_offers(connection, limit=6)]
+    assert homes == ["mercy.example", "a.example", "mercy.example", "a.example", "mercy.example", "mercy.example"]
+    assert journal.held_offers(connection)[0].digest == replace(offer(), batch_id=bytes(16)).digest
+
+
+@pytest.mark.invariant("S9")
+def test_a_task_is_bound_to_its_batch_and_each_revision_to_one_record(connection: sqlite3.Connection) -> None:
+    def take(batch: OfferRow, *tasks: tuple[int, bytes]) -> int:
+        return journal.take_tasks(connection, batch, [(bytes([number]) * 16, sha256(data)) for number, data in tasks])
+
+    other_batch = replace(offer(), batch_id=b"c" * 16)
+    assert take(offer(), (1, b"one"), (2, b"two")) == 2
+    assert take(offer(), (1, b"one")) == 0
+    assert take(offer(revision=1), (1, b"repaired"), (3, b"seen late")) == 1, "a repair is no new task"
+    for batch, record, reason in (
+        (offer(), b"another", "another record"),
+        (offer(revision=1), b"another", "another record"),
+        (other_batch, b"one", "another batch"),
+        (other_batch, b"another", "another batch"),
+        (replace(other_batch, revision=2), b"one", "another batch"),
+    ):
+        with pytest.raises(AgreementError, match=reason):
+            take(batch, (4, b"new"), (1, record))
+        with pytest.raises(AgreementError, match=reason):
+            journal.count_new_tasks(connection, batch, [(bytes([1]) * 16, sha256(record))])
+    assert take(replace(offer(), agreement_digest=OTHER_TERMS), (1, b"under other terms")) == 1
+    assert take(offer(home="a.example"), (1, b"of another home")) == 1
+    assert journal.forget_tasks(connection, 1) == 0
+    assert journal.forget_tasks(connection, 2, limit=4) == 4
+    assert journal.forget_tasks(connection, 2) == 2
+    assert take(other_batch, (1, b"one")) == 1
 
 
 def test_an_offers_key_has_no_two_meanings() -> None:
@@ -260,7 +318,7 @@ def test_messages_are_sent_until_they_are_closed(connection: sqlite3.Connection)
     assert journal.mark_sent(connection, message(2).message_id, retry_at_ms=60)
     assert journal.defer(connection, message(1).message_id, until_ms=70, reason="busy")
     assert due(50) == [3]
-    assert journal.next_due_ms(connection, "hope.example") == 50
+    assert journal.next_due_ms(connection, "hope.example", 20) == 50
     assert due(60) == [2, 3]
     assert journal.due(connection, "hope.example", 60)[0].attempts == 1
     assert journal.mark_done(connection, message(2).message_id)
@@ -271,9 +329,13 @@ def test_messages_are_sent_until_they_are_closed(connection: sqlite3.Connection)
     assert journal.count_open(connection) == {"hope.example": 1, "a.example": 1}
     assert not journal.enqueue(connection, message(8, dedup_key="offer-2"))
     assert due(1000) == []
-    assert sorted(row.created_ms for row in journal.expire(connection, 1000)) == [1, 4]
-    assert journal.expire(connection, 1000) == []
-    assert journal.next_due_ms(connection, "hope.example") is None
+    assert journal.expired(connection, 999) == []
+    assert sorted(row.created_ms for row in journal.expired(connection, 1000)) == [1, 4]
+    assert journal.next_due_ms(connection, "hope.example", 999) == 70
+    assert journal.next_due_ms(connection, "hope.example", 1000) is None, "what has expired is not due"
+    for row in journal.expired(connection, 1000):
+        journal.mark_failed(connection, row.message_id, "expired")
+    assert journal.expired(connection, 1000) == []
     assert journal.forget(connection, 999) == 0
     assert journal.forget(connection, 1000) == 4
     assert journal.enqueue(connection, message(2))
@@ -291,6 +353,37 @@ def test_the_outbox_is_bounded(connection: sqlite3.Connection) -> None:
     assert journal.enqueue(connection, message(3), max_open=3)
 
 
+@pytest.mark.invariant("R3")
+def test_a_full_outbox_of_one_is_no_error_where_others_are_concerned(connection: sqlite3.Connection) -> None:
+    assert journal.try_enqueue(connection, message(1), max_open=1)
+    assert not journal.try_enqueue(connection, message(2), max_open=1)
+    assert journal.try_enqueue(connection, message(1), max_open=1), "it is there"
+    assert journal.try_enqueue(connection, message(3, organization="a.example"), max_open=1)
+    assert journal.count_open(connection) == {"hope.example": 1, "a.example": 1}
+
+
+@pytest.mark.invariant("S7")
+def test_a_message_that_is_asked_for_again_is_there_once(connection: sqlite3.Connection) -> None:
+    def again(number: int, **changes: object) -> bool:
+        return journal.reopen(connection, message(number, dedup_key="offer-1", **changes), max_open=2)
+
+    assert again(1)
+    assert not again(2)
+    journal.mark_sent(connection, message(1).message_id, retry_at_ms=60)
+    assert not again(2)
+    for close in (journal.mark_done, lambda c, m: journal.mark_failed(c, m, "refused")):
+        assert close(connection, message(1).message_id)
+        assert again(2, body=b"anew", expires_ms=2000, not_before_ms=5)
+        (row,) = journal.due(connection, "hope.example", 50)
+        assert (row.body, row.expires_ms, row.attempts, row.reason) == (b"anew", 2000, 0, "")
+    journal.mark_done(connection, message(1).message_id)
+    for number in (3, 4):
+        journal.enqueue(connection, message(number))
+    with pytest.raises(Busy):
+        again(2)
+    assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (3,)
+
+
 def test_reliability_adds_up(connection: sqlite3.Connection) -> None:
     journal.add_agreement(connection, "b.example", "reviewer")
     journal.add_agreement(connection, "b.example", "reviewer", 0.5)
@@ -302,8 +395,6 @@ def test_reliability_adds_up(connection: sqlite3.Connection) -> None:
         ("a.example", "generator", 0.0, 1.0),
         ("b.example", "reviewer", 1.5, 2.0),
     ]
-    assert journal.get_reliability(connection, "b.example", "reviewer").agreed == 1.5
-    assert journal.get_reliability(connection, "c.example", "reviewer").disagreed == 0.0
 
 
 @pytest.mark.invariant("R2")

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from comity.digest import sha256
-from comity.errors import StorageError
+from comity.errors import CertificateInvalid
 from comity_node.storage import records, schema
 from comity_node.storage.records import CertifiedRecord, StoredRecord
 
@@ -56,8 +56,23 @@ def test_a_record_is_stored_once(connection: sqlite3.Connection) -> None:
 @pytest.mark.invariant("S9")
 def test_two_certified_records_of_one_task_are_reported(connection: sqlite3.Connection) -> None:
     records.put_record(connection, record(1))
-    with pytest.raises(StorageError, match="faulty quorum"):
+    with pytest.raises(CertificateInvalid, match="and now"):
         records.put_record(connection, replace(record(1), record_digest=sha256(b"other")))
+    assert records.get_record(connection, record(1).task_id) == record(1)
+
+
+@pytest.mark.invariant("S9")
+def test_nobody_can_take_the_place_of_anothers_record(connection: sqlite3.Connection) -> None:
+    """A task's id is no secret: whoever reviews the task can use it for one of its own."""
+    mine = record(1)
+    theirs = replace(record(1, "hope.example", retain_until_ms=5), record_digest=sha256(b"theirs"))
+    assert records.put_record(connection, theirs)
+    assert records.put_record(connection, mine)
+    wanted = [mine.task_id, record(2).task_id]
+    assert records.stored_digests(connection, mine.author, wanted) == {mine.task_id: mine.record_digest}
+    assert records.stored_digests(connection, "hope.example", wanted) == {mine.task_id: theirs.record_digest}
+    assert records.delete_expired(connection, 5) == [light(theirs)]
+    assert records.get_record(connection, mine.task_id) == mine
 
 
 def test_pages_follow_each_other(connection: sqlite3.Connection) -> None:

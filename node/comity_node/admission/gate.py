@@ -18,7 +18,7 @@ from comity.envelope import Message, open_message, seal
 from comity.errors import PolicyDenied, SignatureInvalid
 from comity.trust import Attested, NodeIdentity
 from comity_node.policy.engine import Policy
-from comity_node.policy.model import Decision, Obligations, Request
+from comity_node.policy.model import Decision, Obligations, Rate, Request
 from comity_node.protocol.freshness import Freshness
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database
@@ -68,7 +68,7 @@ class Gate:
     async def decide(self, questions: Sequence[Question]) -> list[Decision]:
         """Decide on each question; all decisions are in the audit log when this returns.
 
-        A decision is a deny, too, if a rate of its rules is used up.
+        A decision is a deny, too, if a rate of its rules is used up; `used_up` tells.
         """
         policy = self.policy
         now_ms = self.now_ms()
@@ -121,7 +121,7 @@ class Gate:
         message = open_message(payload, kinds)
         if message.signer != attested.public_key:
             raise SignatureInvalid(f"{attested.organization} sent a message that somebody else signed")
-        self._freshness.check(message.signer, message.header, self.now_ms())
+        self._freshness.check(message.signer, message.header, self.now_ms(), attested.organization)
         await self._keep_high_water()
         return message
 
@@ -138,13 +138,18 @@ def stored_high_water_ms(connection: sqlite3.Connection) -> int:
     return journal.get_number(connection, _HIGH_WATER)
 
 
+def used_up(decision: Decision) -> Rate | None:
+    """Return the rate for which alone something was denied: later it may be allowed. None for any other decision."""
+    return next(iter(decision.obligations.rates), None) if not decision.allowed else None
+
+
 def _reserve(connection: sqlite3.Connection, decision: Decision, amount: int, now_ms: int) -> Decision:
     if not decision.allowed:
         return decision
     for rate in decision.obligations.rates:
         if journal.reserved(connection, rate.rule, rate.per_ms, now_ms) + amount > rate.records:
             reason = f"the rate of rule {rate.rule} is used up: {rate.records} records in {rate.per_ms / 1000:g} s"
-            return Decision(False, (rate.rule,), reason, Obligations(), decision.near_misses)
+            return Decision(False, (rate.rule,), reason, Obligations(rates=(rate,)), decision.near_misses)
     for rate in decision.obligations.rates:  # only now: what is denied uses nothing up
         journal.reserve(connection, rate.rule, rate.records, rate.per_ms, amount, now_ms)
     return decision

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import trio
+
 from comity import hops
 from comity.agreement import Agreed
 from comity.digest import canonical_json, sha256
@@ -26,6 +28,8 @@ from comity_node.validators.schema import Schema
 
 Fields = Mapping[str, Any]
 _MAX_RECORD_BYTES = 256 * 1024
+#: All records of a batch, so that with their histories they fit into one message.
+_MAX_BATCH_BYTES = 2 * 1024 * 1024
 ROLE = "validator"
 
 
@@ -99,6 +103,8 @@ class RecordGate:
         """Guard the records of `datasets` (by name)."""
         self._gate = gate
         self._datasets = datasets
+        #: One core for each organization at most: verifying its records is the work that it can make.
+        self._checkers: dict[str, trio.CapacityLimiter] = {}
 
     @property
     def identity(self) -> NodeIdentity:
@@ -128,6 +134,8 @@ class RecordGate:
             try:
                 fields = read_fields(draft.record)
                 dataset.schema.check(fields)
+                if len(draft.record) > _MAX_BATCH_BYTES // agreed.terms.batch_records:
+                    raise InvalidRecord(f"{len(draft.record)} bytes: a batch of such records fits into no message")
             except InvalidRecord as error:
                 out.append(Refused(draft.task_id, "schema", (), str(error)))
                 continue
@@ -163,7 +171,7 @@ class RecordGate:
                 rules = sorted({rule for decision in decisions if decision.allowed for rule in decision.rules})
                 detail = f"{distance:.3f} from a private row; {owed.min_distance_to_private:g} is the least"
                 return Refused(draft.task_id, "min_distance_to_private", tuple(rules) or ("agreement",), detail)
-            attested["min_distance_to_private"] = f"{owed.min_distance_to_private:g}"
+            attested["min_distance_to_private"] = repr(owed.min_distance_to_private)
         record = canonical_json(dict(fields))
         passage = self.passage(agreed, replace(draft, record=record), hops.CREATE, attested=attested)
         hop = hops.sign_hop(self.identity, passage, draft.history)
@@ -215,7 +223,10 @@ class RecordGate:
             raise AgreementError(f"{sender.organization} does not take part in agreement {agreed.digest.hex()[:12]}")
         owed = duties.from_terms(agreed.terms.obligations)
         schema = self.dataset(agreed.terms.dataset).schema
-        fields = [self._check_history(agreed, task, sender, me, action) for task in tasks]
+        limiter = self._checkers.setdefault(sender.organization, trio.CapacityLimiter(1))
+        fields = await trio.to_thread.run_sync(
+            lambda: [self._check_history(agreed, task, sender, me, action) for task in tasks], limiter=limiter
+        )
         questions = [
             Question(
                 self._request(
@@ -241,7 +252,11 @@ class RecordGate:
         if task.home != sender.organization or task.agreement_digest != agreed.digest:
             raise AgreementError(f"{sender.organization} sent a task of {task.home} or of another agreement")
         fields = read_fields(task.record)
-        last = hops.verify_hops(task.hops, task_id=task.id, record=task.record, home=sender)[-1]
+        # Each revision is made once and sent to everybody at most; then it is released.
+        most = (agreed.terms.repair_rounds + 2) * len(agreed.participants)
+        passed = hops.verify_hops(task.hops, task_id=task.id, record=task.record, home=sender, most=most)
+        hops.check_attested(passed, agreed.terms.obligations.min_distance_to_private)
+        last = passed[-1]
         if (last.action, last.to_organization, last.revision) != (action, me, task.revision):
             raise AgreementError("the last hop of the task was not made for this organization")
         if last.purpose != agreed.terms.purpose:

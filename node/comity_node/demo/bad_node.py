@@ -38,7 +38,7 @@ class CarelessRecordGate(RecordGate):
     def prepare(self, agreed: Agreed, drafts: Sequence[Draft]) -> list[Draft | Refused]:
         """Sign the first hop of each record without looking at it."""
         distance = agreed.terms.obligations.min_distance_to_private
-        attested = {"min_distance_to_private": f"{distance:g}"} if distance else {}
+        attested = {"min_distance_to_private": repr(distance)} if distance else {}
         out: list[Draft | Refused] = []
         for draft in drafts:
             hop = hops.sign_hop(

@@ -6,7 +6,7 @@ A Hello is judged in these steps, the cheap ones first; the first that fails ref
 2. the consortium, the epoch of the trust bundle and its digest are ours;
 3. the chain verifies against the bundle, now;
 4. the chain's leaf holds the key that the transport has proved, and that key is not our own;
-5. the addresses are few and well formed.
+5. the addresses are few and well formed; those that are not for a peer to name (`may_dial`) are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1 import link_pb2
 from comity_node.links.channel import Channel
 from comity_node.protocol.session_events import Established, HelloReceived, Refused
-from comity_node.transport.address import parse_address
+from comity_node.transport.address import may_dial, parse_address
 
 VERSION = 1
 _MAX_ADDRESSES = 16
@@ -50,6 +50,9 @@ class Greeting:
     chain: tuple[bytes, ...]
 
 
+Admit = Callable[[Greeting], None]
+
+
 class Greeter:
     """Presents this node, and judges others."""
 
@@ -59,9 +62,12 @@ class Greeter:
         trust: TrustStore,
         addresses: Callable[[], list[str]],
         now_ms: Callable[[], int],
+        *,
+        allow_private: bool,
     ) -> None:
         self._identity, self._trust = identity, trust
         self._addresses, self._now_ms = addresses, now_ms
+        self._allow_private = allow_private
 
     def hello(self) -> bytes:
         """Return our Hello."""
@@ -98,7 +104,8 @@ class Greeter:
             raise HelloRefused("wrong_peer", f"the chain is that of {attested.peer_id}, not of {remote_peer}")
         if attested.peer_id == self._identity.peer_id:
             raise HelloRefused("wrong_peer", "a node does not link with itself")
-        return Greeting(attested, _checked_addresses(hello.addresses), tuple(hello.chain))
+        addresses = _checked_addresses(hello.addresses, allow_private=self._allow_private)
+        return Greeting(attested, addresses, tuple(hello.chain))
 
     def judge_again(self, greeting: Greeting) -> None:
         """Check that a chain that was good still is.
@@ -125,12 +132,17 @@ class Greeter:
             raise HelloRefused("wrong_bundle", f"another trust bundle of the same epoch {bundle.epoch}")
 
 
-async def greet_as_opener(channel: Channel, greeter: Greeter) -> Greeting:
+async def greet_as_opener(channel: Channel, greeter: Greeter, admit: Admit = lambda _: None) -> Greeting:
     """Present ourselves on a stream that we opened, and judge who answers.
+
+    Args:
+        channel: the stream.
+        greeter: who judges.
+        admit: may refuse an attested peer for want of room (raises Busy).
 
     Raises:
         PeerNotAttested: either side refused the other; the message says which and why.
-        Busy: the peer has no room for us.
+        Busy: the peer has no room for us, or we have none for it.
         LinkClosed: the stream broke.
         ProtocolError: the peer broke the protocol.
     """
@@ -139,6 +151,7 @@ async def greet_as_opener(channel: Channel, greeter: Greeter) -> Greeting:
     match await channel.next_event():
         case HelloReceived(hello):
             greeting = await _judged(channel, greeter, hello)
+            await _admitted(channel, greeting, admit)
             channel.session.accept()
             await channel.flush()
             return greeting
@@ -148,9 +161,7 @@ async def greet_as_opener(channel: Channel, greeter: Greeter) -> Greeting:
             raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
 
 
-async def greet_as_acceptor(
-    channel: Channel, greeter: Greeter, admit: Callable[[Greeting], None] = lambda _: None
-) -> Greeting:
+async def greet_as_acceptor(channel: Channel, greeter: Greeter, admit: Admit = lambda _: None) -> Greeting:
     """Judge who has opened a stream to us, then present ourselves.
 
     Args:
@@ -168,11 +179,7 @@ async def greet_as_acceptor(
     if not isinstance(event, HelloReceived):
         raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
     greeting = await _judged(channel, greeter, event.hello)
-    try:
-        admit(greeting)
-    except Busy as error:
-        await _refuse(channel, error.code, str(error))
-        raise
+    await _admitted(channel, greeting, admit)
     channel.session.greet(greeter.hello())
     await channel.flush()
     match await channel.next_event():
@@ -199,15 +206,24 @@ async def _judged(channel: Channel, greeter: Greeter, hello: bytes) -> Greeting:
         raise
 
 
+async def _admitted(channel: Channel, greeting: Greeting, admit: Admit) -> None:
+    try:
+        admit(greeting)
+    except Busy as error:
+        await _refuse(channel, error.code, str(error))
+        raise
+
+
 async def _refuse(channel: Channel, code: str, reason: str) -> None:
     channel.session.refuse(code, reason)
     await channel.flush()
 
 
-def _checked_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
+def _checked_addresses(addresses: Sequence[str], *, allow_private: bool) -> tuple[str, ...]:
     if len(addresses) > _MAX_ADDRESSES:
         raise HelloRefused("protocol_error", f"more than {_MAX_ADDRESSES} addresses")
     try:
-        return tuple(parse_address(text).without_peer for text in addresses)
+        parsed = [parse_address(text) for text in addresses]
     except ConfigError as error:
         raise HelloRefused("protocol_error", str(error)) from error
+    return tuple(each.without_peer for each in parsed if may_dial(each, allow_private=allow_private))

@@ -14,6 +14,8 @@ class LinkLimits:
     Attributes:
         session: sizes of frames, and requests without an answer, of one stream.
         max_peers: peers that are known at once.
+        max_nodes_per_organization: of them, nodes of one organization: its CA can make any number.
+        forget_after_s: a peer that has been gone for so long may be forgotten when its place is needed.
         max_addresses: addresses kept for one peer.
         max_handlers: requests of one peer that are worked on at once; then it is told to come back.
         max_handler_bytes: bytes of their payloads together.
@@ -30,6 +32,8 @@ class LinkLimits:
 
     session: SessionLimits = field(default_factory=SessionLimits)
     max_peers: int = 256
+    max_nodes_per_organization: int = 8
+    forget_after_s: float = 600.0
     max_addresses: int = 32
     max_handlers: int = 128
     max_handler_bytes: int = 32 * 1024 * 1024

@@ -24,6 +24,7 @@ from comity_node.links.greeting import Greeter, Greeting, greet_as_acceptor
 from comity_node.links.inbound import InboundLink, RequestHandler
 from comity_node.links.limits import LinkLimits
 from comity_node.links.outbound import MESSAGES, OutboundLink
+from comity_node.links.places import whose_place
 from comity_node.links.state import Activity, Changes, Counters, LinkState, Peer
 from comity_node.links.tunnels import (
     TUNNEL,
@@ -65,6 +66,7 @@ class Links:
         random_bytes: Callable[[int], bytes],
         limits: LinkLimits | None = None,
         on_tunnel: TunnelHandler | None = None,
+        allow_private: bool = False,
     ) -> None:
         """Make the links of a node; `run` starts them.
 
@@ -78,6 +80,7 @@ class Links:
             limits: bounds and times.
             on_tunnel: serves a tunnel that a peer asks for: it raises (PolicyDenied, ...) before it uses the
                 stream to refuse, and returns when the tunnel is over. Without it every tunnel is refused.
+            allow_private: whether loopback and private addresses that a peer names for itself are dialled.
 
         Raises:
             LinkError: the transport has another PeerId than the identity.
@@ -86,7 +89,7 @@ class Links:
             raise PeerNotAttested(f"the transport is {transport.peer_id}, the identity {identity.peer_id}")
         self._transport, self._on_request, self._random_bytes = transport, on_request, random_bytes
         self._limits = limits or LinkLimits()
-        self._greeter = Greeter(identity, trust, transport.addresses, now_ms)
+        self._greeter = Greeter(identity, trust, transport.addresses, now_ms, allow_private=allow_private)
         self._on_tunnel = on_tunnel
         self._outbound: dict[str, OutboundLink] = {}
         self._inbound: dict[str, list[InboundLink]] = {}
@@ -135,8 +138,13 @@ class Links:
         if failure is not None:
             raise failure
 
-    def add_peer(self, peer_id: str, addresses: Sequence[str] = ()) -> None:
+    def add_peer(self, peer_id: str, addresses: Sequence[str] = (), *, keep: bool = False) -> None:
         """Link with a peer from now on; of one that is known, learn further addresses.
+
+        Args:
+            peer_id: who it is.
+            addresses: where it is dialled, with or without /p2p.
+            keep: the operator named it: it has a place however many are known, and is never forgotten.
 
         Raises:
             SignatureInvalid: the PeerId is malformed.
@@ -147,16 +155,17 @@ class Links:
         parsed = [parse_address(text) for text in addresses]
         for address in parsed:
             if address.peer_id not in ("", peer_id):
-                raise PeerUnreachable(f"{address} is not an address of {peer_id}")
+                raise ConfigError(f"{address} is not an address of {peer_id}")
         if peer_id != self.peer_id:
-            link = self._outbound.get(peer_id) or self._new_link(peer_id)
-            link.peer.add_addresses([address.without_peer for address in parsed], first=False)
+            if peer_id not in self._outbound and not keep and len(self._outbound) >= self._limits.max_peers:
+                raise Busy(f"{len(self._outbound)} peers are known, which is the limit", retry_after_ms=60_000)
+            peer = self._link(peer_id).peer
+            peer.keep = peer.keep or keep
+            peer.add_addresses([address.without_peer for address in parsed], first=False)
 
     async def remove_peer(self, peer_id: str) -> None:
         """Forget a peer and cut its connections. It may come back by itself."""
-        if link := self._outbound.pop(peer_id, None):
-            link.scope.cancel()
-            self.changes.note()
+        self._forget(peer_id)
         await self._transport.disconnect(peer_id)
 
     def peers(self) -> list[LinkState]:
@@ -259,16 +268,37 @@ class Links:
 
     # Outbound.
 
-    def _new_link(self, peer_id: str) -> OutboundLink:
-        if len(self._outbound) >= self._limits.max_peers:
-            raise Busy(f"{len(self._outbound)} peers are known, which is the limit", retry_after_ms=60_000)
+    def _link(self, peer_id: str) -> OutboundLink:
+        """The link to a peer, a new one if it is not known."""
+        if peer_id in self._outbound:
+            return self._outbound[peer_id]
         peer = Peer(peer_id, self.changes, self._activity, max_addresses=self._limits.max_addresses)
-        link = OutboundLink(peer, self._transport, self._greeter, self._limits, self._random_bytes)
+        link = OutboundLink(peer, self._transport, self._greeter, self._limits, self._random_bytes, self._give_place)
         self._outbound[peer_id] = link
         self.changes.note()
         if self._nursery is not None:
             self._nursery.start_soon(self._keep, link)
         return link
+
+    def _forget(self, peer_id: str) -> None:
+        if link := self._outbound.pop(peer_id, None):
+            link.scope.cancel()
+            self.changes.note()
+
+    def _give_place(self, greeting: Greeting) -> None:
+        """Find a place among its organization's nodes for a peer that has attested itself; raises Busy."""
+        peer_id, organization = greeting.attested.peer_id, greeting.attested.organization
+        known = self._outbound.get(peer_id)
+        if known is None or not (known.peer.keep or known.peer.place_of == organization):
+            others = [link.peer for link in self._outbound.values() if link is not known]
+            now = trio.current_time()
+            leaving = whose_place(organization, others, known=known is not None, limits=self._limits, now=now)
+            if leaving is not None:
+                _log.debug("%s was gone for long, and its place is needed", leaving.peer_id)
+                self._forget(leaving.peer_id)
+        peer = self._link(peer_id).peer
+        peer.place_of = organization
+        peer.gone_since = trio.current_time()  # it is here now: its place is not given away while it greets us
 
     async def _keep(self, link: OutboundLink) -> None:
         with link.scope:
@@ -308,6 +338,7 @@ class Links:
         link = InboundLink(peer, channel, greeting, self._greeter, self._limits, self._on_request, nursery)
         siblings = self._inbound.setdefault(peer.peer_id, [])
         siblings.append(link)
+        peer.streams_in += 1
         if len(siblings) > _INBOUND_PER_PEER:
             siblings[0].close("the peer has opened newer streams")
         try:
@@ -317,6 +348,8 @@ class Links:
             raise
         finally:
             siblings.remove(link)
+            peer.streams_in -= 1
+            peer.gone_since = trio.current_time()
             if not siblings and self._inbound.get(peer.peer_id) is siblings:
                 del self._inbound[peer.peer_id]
 
@@ -362,8 +395,9 @@ class Links:
             await channel.say_goodbye()
             await self._transport.disconnect(channel.remote_peer)
             raise PeerNotAttested(str(error) or "the peer has not attested itself in time") from error
+        self._give_place(greeting)  # still: it may have been forgotten in the meantime
         self._transport.confirm(channel.remote_peer)
-        link = self._outbound.get(channel.remote_peer) or self._new_link(channel.remote_peer)
+        link = self._link(channel.remote_peer)
         link.peer.attest(greeting.attested, greeting.addresses)
         link.kick()
         return greeting, link.peer
@@ -371,9 +405,7 @@ class Links:
     def _admit(self, greeting: Greeting) -> None:
         if self._draining:
             raise Busy("the node is shutting down")
-        peer_id = greeting.attested.peer_id
-        if peer_id not in self._outbound:
-            self._new_link(peer_id)
+        self._give_place(greeting)
 
     def _channel(self, stream: ByteStream, role: Role, service: Service) -> Channel:
         session = Session(role, service, self._limits.session)

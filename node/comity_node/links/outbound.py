@@ -19,7 +19,7 @@ from comity.errors import (
     ProtocolError,
 )
 from comity_node.links.channel import Channel
-from comity_node.links.greeting import Greeter, Greeting, greet_as_opener
+from comity_node.links.greeting import Admit, Greeter, Greeting, greet_as_opener
 from comity_node.links.limits import LinkLimits
 from comity_node.links.state import Counters, Peer
 from comity_node.protocol.session import Session
@@ -69,9 +69,11 @@ class OutboundLink:
         greeter: Greeter,
         limits: LinkLimits,
         random_bytes: Callable[[int], bytes],
+        admit: Admit,
     ) -> None:
         self.peer = peer
         self._transport, self._greeter, self._limits = transport, greeter, limits
+        self._admit = admit
         self._random_bytes = random_bytes
         self._channel: Channel | None = None
         self._waiting: dict[int, _Waiter] = {}
@@ -182,7 +184,7 @@ class OutboundLink:
     async def _greet(self, channel: Channel) -> Greeting:
         try:
             with trio.fail_after(self._limits.attest_s):
-                greeting = await greet_as_opener(channel, self._greeter)
+                greeting = await greet_as_opener(channel, self._greeter, self._admit)
         except trio.TooSlowError as error:
             raise PeerNotAttested(f"the peer has not attested itself in {self._limits.attest_s:g} s") from error
         except ProtocolError as error:

@@ -117,6 +117,14 @@ class Peer:
         self.handler_bytes = 0
         self.tunnels_in = 0
         self.tunnels_out = 0
+        #: Streams on which the peer's requests come.
+        self.streams_in = 0
+        #: The operator named it: it is never forgotten.
+        self.keep = False
+        #: The organization whose place in the table it takes, once it has proved to be its.
+        self.place_of = ""
+        #: When it last gave a sign of life (or was made known), while nothing is up between us; by trio's clock.
+        self.gone_since = trio.current_time()
         self.addresses: tuple[str, ...] = ()
         self._max_addresses = max_addresses
         self._changes = changes
@@ -137,9 +145,17 @@ class Peer:
     def set_phase(self, phase: Phase, reason: str = "") -> None:
         """Move on, and tell whoever waits."""
         self._connections += phase == "connected"
+        if self.phase == "connected":
+            self.gone_since = trio.current_time()
         if (phase, reason) != (self.phase, self.reason):
             self.phase, self.reason = phase, reason
             self._changes.note()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is up or under way between us."""
+        busy = self.streams_in or self.handlers or self.tunnels_in or self.tunnels_out
+        return self.phase != "connected" and not busy
 
     def snapshot(self) -> LinkState:
         """The record as a value."""

@@ -9,14 +9,15 @@ nothing is admitted any more.* There are two floors.
 * A restart forgets everything; the second floor is the high-water mark that was persisted before: a message issued no
   later is refused. Its sender seals the same content again, with a new id.
 
-The table is bounded for each signer and in all. A full table refuses; it never evicts, since what is evicted could be
-played again.
+The table is bounded for each signer, for each group of signers (an organization, whose CA makes as many signers as it
+likes) and in all. A full table refuses; it never evicts, since what is evicted could be played again.
 
 No I/O, clock or randomness: the time is an argument, and persisting the mark is the caller's.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from comity.envelope import MAX_LIFETIME_MS, Header
@@ -34,6 +35,7 @@ class FreshnessLimits:
         skew_ms: how far another clock may be off, either way.
         ids_per_signer: ids that are kept for one signer; about 100 bytes each. A signer whose messages live `t` seconds
             can have `ids_per_signer / (t + skew)` of them admitted a second, for good.
+        ids_per_group: ids that are kept for one group: a share of `ids`, so that no organization takes all of it.
         ids: ids that are kept in all.
         mark_step_ms: the high-water mark moves in steps of this size, so that it is persisted at most once in this
             time; after a restart messages issued up to this much after the latest admitted one are refused.
@@ -42,6 +44,7 @@ class FreshnessLimits:
     lifetime_ms: int = MAX_LIFETIME_MS
     skew_ms: int = 30_000
     ids_per_signer: int = 65_536
+    ids_per_group: int = 65_536
     ids: int = 262_144
     mark_step_ms: int = 1000
 
@@ -64,8 +67,9 @@ class Freshness:
         self._forgotten_ms = 0
         self._seen: dict[bytes, set[bytes]] = {}
         self._count = 0
-        #: Second of expiry to signer to ids.
-        self._buckets: dict[int, dict[bytes, list[bytes]]] = {}
+        self._counts: Counter[str] = Counter()
+        #: Second of expiry to (signer, group) to ids.
+        self._buckets: dict[int, dict[tuple[bytes, str], list[bytes]]] = {}
         self._swept_second = 0
 
     def __len__(self) -> int:
@@ -79,26 +83,27 @@ class Freshness:
         """
         return self._mark_ms
 
-    def check(self, signer: bytes, header: Header, now_ms: int) -> None:
+    def check(self, signer: bytes, header: Header, now_ms: int, group: str = "") -> None:
         """Admit a message, once: it is remembered when this returns.
 
         Args:
             signer: the 32-byte public key whose signature verified.
             header: the message's header.
             now_ms: the time, in milliseconds since the Unix epoch.
+            group: whose signer it is, an organization; "" for a signer of its own.
 
         Raises:
             WrongAudience: it is for another node.
             StaleMessage: expired, from the future, good for too long, or older than this node can vouch for.
             ReplayedMessage: it was admitted before.
-            ReplayTableFull: the table is full, for this signer or in all; nothing is remembered.
+            ReplayTableFull: the table is full, for this signer, its group or in all; nothing is remembered.
         """
         if header.audience != self._me:
             raise WrongAudience(f"the message is for {header.audience}, not for {self._me}")
         self._check_times(header, now_ms)
         self._sweep(now_ms)
         self._check_floors(header)
-        self._remember(signer, header)
+        self._remember(signer, header, group)
 
     def _check_times(self, header: Header, now_ms: int) -> None:
         limits = self._limits
@@ -115,16 +120,19 @@ class Freshness:
         if header.expires_ms <= self._forgotten_ms:
             raise StaleMessage("the message is older than this node can vouch for: its clock was set back")
 
-    def _remember(self, signer: bytes, header: Header) -> None:
+    def _remember(self, signer: bytes, header: Header, group: str) -> None:
         seen = self._seen.get(signer) or set()
         if header.id in seen:
             raise ReplayedMessage(f"the message {header.id.hex()} was admitted before")
-        if len(seen) >= self._limits.ids_per_signer or self._count >= self._limits.ids:
+        limits = self._limits
+        crowded = bool(group) and self._counts[group] >= limits.ids_per_group
+        if crowded or len(seen) >= limits.ids_per_signer or self._count >= limits.ids:
             raise ReplayTableFull("too many messages are in flight: send fewer, or let them live shorter")
         self._seen.setdefault(signer, set()).add(header.id)
         bucket = self._buckets.setdefault(header.expires_ms // _BUCKET_MS, {})
-        bucket.setdefault(signer, []).append(header.id)
+        bucket.setdefault((signer, group), []).append(header.id)
         self._count += 1
+        self._counts[group] += 1
         if header.issued_ms > self._mark_ms:
             self._mark_ms = header.issued_ms + self._limits.mark_step_ms
 
@@ -135,16 +143,19 @@ class Freshness:
             return
         self._swept_second = second
         for bucket in [one for one in self._buckets if self._last_of(one) + self._limits.skew_ms < now_ms]:
-            for signer, ids in self._buckets.pop(bucket).items():
-                self._forget(signer, ids)
+            for (signer, group), ids in self._buckets.pop(bucket).items():
+                self._forget(signer, group, ids)
             self._forgotten_ms = max(self._forgotten_ms, self._last_of(bucket))
 
-    def _forget(self, signer: bytes, ids: list[bytes]) -> None:
+    def _forget(self, signer: bytes, group: str, ids: list[bytes]) -> None:
         seen = self._seen[signer]
         seen.difference_update(ids)
         self._count -= len(ids)
+        self._counts[group] -= len(ids)
         if not seen:
             del self._seen[signer]
+        if not self._counts[group]:
+            del self._counts[group]
 
     @staticmethod
     def _last_of(bucket: int) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comity.agreement import Agreed
 from comity.digest import sha256
 
 
-def sizes(agreed: Agreed) -> list[int]:
-    """Return how many records each of an organization's batches holds."""
+def sizes(agreed: Agreed) -> Iterator[int]:
+    """Yield how many records each of an organization's batches holds."""
     total, each = agreed.terms.records_per_organization, agreed.terms.batch_records
-    return [min(each, total - start) for start in range(0, total, each)]
+    return (min(each, total - start) for start in range(0, total, each))
 
 
 def batch_id(agreed: Agreed, organization: str, number: int) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from comity.agreement import Agreed
-from comity.certificate import CheckedReview, check_review
+from comity.certificate import check_review
 from comity.digest import hex_digest
 from comity.errors import ComityError
 from comity.provenance import make_provenance
@@ -24,6 +24,7 @@ from comity_node.admission.records import Draft, RecordGate, Refused, to_task
 from comity_node.protocol.quorum import Ballot, Outcome
 from comity_node.protocol.task import Input, State, advance
 from comity_node.runtime.agreements import Agreements
+from comity_node.runtime.kinds import RECORDS
 from comity_node.runtime.outbox import Outbox
 from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
@@ -32,8 +33,8 @@ from comity_node.storage.records import CertifiedRecord as RecordRow
 log = logging.getLogger(__name__)
 
 REVIEWER = "reviewer"
-RECORDS = "records"
-_PER_DELIVERY = 64
+#: Bytes of records in one delivery; an envelope holds more.
+_PER_DELIVERY = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class Verdict:
     happened: Input
     reason: str
     certificate: Certificate | None
-    votes: tuple[CheckedReview, ...]
 
 
 class Certifier:
@@ -85,15 +85,14 @@ class Certifier:
     def judge(self, agreed: Agreed, task: journal.TaskRow, ballot: Ballot) -> Verdict:
         """Decide what becomes of a task whose ballot is closed (or has waited long enough)."""
         outcome = ballot.outcome()
-        votes = tuple(ballot.votes(True) + ballot.votes(False))
         if outcome is Outcome.ACCEPT:
-            return Verdict(task, Input.ACCEPTED, "", ballot.certificate(), votes)
+            return Verdict(task, Input.ACCEPTED, "", ballot.certificate())
         if task.revision < agreed.terms.repair_rounds and ballot.votes(False):
-            return Verdict(task, Input.REPAIRABLE, _worst_axis(ballot), None, votes)
+            return Verdict(task, Input.REPAIRABLE, _worst_axis(ballot), None)
         if outcome is Outcome.REJECT:
-            return Verdict(task, Input.REJECTED, _worst_axis(ballot), ballot.certificate(), votes)
+            return Verdict(task, Input.REJECTED, _worst_axis(ballot), ballot.certificate())
         reason = f"{len(ballot.votes(True))} for, {len(ballot.votes(False))} against"
-        return Verdict(task, Input.UNDECIDED, reason, None, votes)
+        return Verdict(task, Input.UNDECIDED, reason, None)
 
     async def conclude(self, agreed: Agreed, verdicts: Sequence[Verdict]) -> None:
         """Put what was decided on disk; certified records go on their way in the same transaction."""
@@ -103,18 +102,25 @@ class Certifier:
         own = [self._own_record(agreed, verdict, now_ms) for verdict in certified]
 
         def write(connection: sqlite3.Connection) -> None:
+            first = verdicts[0].task
+            votes = journal.batch_votes(connection, first.batch_id, first.revision)
             for verdict in verdicts:
-                self._settle(connection, agreed, verdict, now_ms)
+                self._settle(connection, agreed, verdict, votes.get(verdict.task.task_id, ()), now_ms)
             for record in own:
                 records.put_record(connection, record)
             for item in deliveries:
-                journal.enqueue(connection, item)
+                if not journal.try_enqueue(connection, item):
+                    log.warning("the outbox to %s is full: it does not get its certified records", item.organization)
 
         await self._database.transact(write)
         for organization in {item.organization for item in deliveries}:
             self._outbox.kick(organization)
 
-    def _settle(self, connection: sqlite3.Connection, agreed: Agreed, verdict: Verdict, now_ms: int) -> None:
+    def _settle(
+        self, connection: sqlite3.Connection, agreed: Agreed, verdict: Verdict, votes: Sequence[journal.VoteRow],
+        now_ms: int,
+    ) -> None:  # fmt: skip
+        """Note how a task ended, and learn from all votes that have come in until now."""
         task = verdict.task
         state = advance(State(task.state), verdict.happened)
         entry = audit.AuditEntry(
@@ -125,12 +131,13 @@ class Certifier:
             detail={"task": task.task_id.hex(), "revision": task.revision, "reason": verdict.reason},
         )
         audit.append(connection, entry, now_ms)
-        update = replace(task, state=state.value, reason=verdict.reason, updated_ms=now_ms)
+        fresh = journal.get_task(connection, task.task_id) or task  # reviewers' notes came while the votes were counted
+        update = replace(fresh, state=state.value, reason=verdict.reason, updated_ms=now_ms)
         if not journal.update_task(connection, update, state=task.state, revision=task.revision):
             return  # concluded before
         if verdict.certificate is not None:
             accept = verdict.certificate.verdict == Certificate.VERDICT_ACCEPT
-            learn(connection, [(vote.organization, vote.review.accept == accept) for vote in verdict.votes])
+            learn(connection, [(vote.organization, vote.accept == accept) for vote in votes])
 
     def _own_record(self, agreed: Agreed, verdict: Verdict, now_ms: int) -> RecordRow:
         certified = self._certified(agreed, verdict, verdict.task.hops)
@@ -157,19 +164,20 @@ class Certifier:
         for organization in sorted(agreed.reviewers(self._identity.organization)):
             released = await self._record_gate.release(agreed, drafts, organization)
             passed = [draft for draft in released if not isinstance(draft, Refused)]
-            for start in range(0, len(passed), _PER_DELIVERY):
-                part = passed[start : start + _PER_DELIVERY]
-                body = RecordDelivery(
-                    records=[self._certified(agreed, by_task[draft.task_id], draft.history) for draft in part]
-                )
-                items.append(self._item(agreed, organization, part, body))
+            part = RecordDelivery()
+            for draft in passed:
+                certified_record = self._certified(agreed, by_task[draft.task_id], draft.history)
+                if part.records and part.ByteSize() + certified_record.ByteSize() > _PER_DELIVERY:
+                    items.append(self._item(agreed, organization, part))
+                    part = RecordDelivery()
+                part.records.append(certified_record)
+            if part.records:
+                items.append(self._item(agreed, organization, part))
         return items
 
-    def _item(
-        self, agreed: Agreed, organization: str, part: Sequence[Draft], body: RecordDelivery
-    ) -> journal.OutboxRow:
+    def _item(self, agreed: Agreed, organization: str, body: RecordDelivery) -> journal.OutboxRow:
         now_ms = self._gate.now_ms()
-        about = hex_digest(b"".join(draft.task_id for draft in part))
+        about = hex_digest(b"".join(one.task.id for one in body.records))
         return journal.OutboxRow(
             message_id=self._gate.new_id(),
             organization=organization,

@@ -14,11 +14,14 @@ from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
 from comity_node.admission.records import Dataset, RecordGate
 from comity_node.runtime.agreements import Agreements
-from comity_node.runtime.author import OFFER, Author
+from comity_node.runtime.author import Author
+from comity_node.runtime.ballots import BallotBox
 from comity_node.runtime.certify import Certifier
 from comity_node.runtime.directory import Directory, OwnAgents
+from comity_node.runtime.kinds import OFFER
 from comity_node.runtime.messenger import Messenger, Peers
 from comity_node.runtime.negotiator import Negotiator
+from comity_node.runtime.offering import Offering
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.reviewer import Reviewer
 from comity_node.runtime.router import Router
@@ -80,10 +83,18 @@ class Runtime:
             identity=identity, trust=trust, gate=gate, record_gate=guard, agreements=self.agreements,
             database=database, outbox=self.outbox,
         )  # fmt: skip
+        router = Router(around.random)
+        offering = Offering(
+            identity=identity, gate=gate, record_gate=guard, messenger=self.messenger, database=database,
+            outbox=self.outbox, router=router,
+        )  # fmt: skip
+        ballots = BallotBox(
+            identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database,
+            certifier=certifier, router=router, news=lambda batch: self.author.news(batch),
+        )  # fmt: skip
         self.author = Author(
-            identity=identity, trust=trust, gate=gate, record_gate=guard, workers=around.workers,
-            messenger=self.messenger, agreements=self.agreements, database=database, outbox=self.outbox,
-            certifier=certifier, router=Router(around.random),
+            identity=identity, gate=gate, workers=around.workers, database=database, offering=offering,
+            ballots=ballots, certifier=certifier,
         )  # fmt: skip
         self.reviewer = Reviewer(
             identity=identity, trust=trust, gate=gate, record_gate=guard, workers=around.workers,
@@ -102,16 +113,19 @@ class Runtime:
             directory=self.directory, author=self.author, database=database, outbox=self.outbox,
         )  # fmt: skip
         self.updates = Updates(identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database)
-        for part in (self.directory, negotiator, self.workflows, self.author, self.reviewer):
+        for part in (self.directory, negotiator, self.workflows, ballots, self.reviewer):
             self.messenger.serve(part.handlers)
 
     async def _delivered(self, item: journal.OutboxRow, receipt: Receipt | None) -> None:
         if item.kind == OFFER:
             await self.author.offer_ended(item, receipt)
 
-    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
-        """Recover what an earlier run left and go on, until cancelled."""
+    async def load(self) -> None:
+        """Read what messages that come in are judged by; before the links serve any."""
         await self.agreements.load()
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover what an earlier run left and go on, until cancelled; `load` goes before."""
         async with trio.open_nursery() as nursery:
             for part in (self.outbox, self.author, self.reviewer, self.directory, self.workflows):
                 await nursery.start(part.run)

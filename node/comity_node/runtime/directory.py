@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import trio
+from google.protobuf.message import DecodeError
 
 from comity.card import AgentCard, Skill, open_card, sign_card
-from comity.errors import ComityError, UnexpectedMessage
+from comity.errors import ComityError, PeerUnreachable, UnexpectedMessage
 from comity.ids import SpiffeId
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1.card_pb2 import CardReply, CardRequest
@@ -28,9 +30,13 @@ CARDS = "cards"
 PEERS = "peers"
 _LIFETIME_MS = 24 * 3600 * 1000
 _MAX_CARDS = 64
+#: Bytes of one organization's cards that are kept, before they are parsed.
+_MAX_CARD_BYTES = 512 * 1024
 _MAX_HINTS = 1_000
+_MAX_REASON = 200
 _ASK_S = 10.0
-#: Refresh, in seconds: soon while somebody's cards are missing, then later and later; else now and then.
+#: Refresh, in seconds: soon while somebody's cards are missing, then later and later; else now and then. No
+#: organization is asked twice within `_SOON_S`, however often its link comes and goes.
 _SOON_S = 1.0
 _CALM_S = 15.0
 
@@ -69,6 +75,8 @@ class Directory:
         self._version = version
         self._cards: dict[str, tuple[AgentCard, ...]] = {}
         self._news = trio.Event()
+        #: When each organization was asked, by trio's clock.
+        self._asked: dict[str, float] = {}
         self.handlers: dict[str, Handler] = {CARDS: self._on_cards, PEERS: self._on_peers}
 
     def cards(self) -> list[AgentCard]:
@@ -88,20 +96,28 @@ class Directory:
         task_status.started()
         pause_s = _SOON_S
         while True:
+            self._news = trio.Event()
             others = sorted(set(self._trust.bundle.members) - {self._identity.organization})
-            async with trio.open_nursery() as nursery:
-                for organization in others:
-                    if self._messenger.reachable(organization):
-                        nursery.start_soon(self.fetch, organization)
+            too_soon = await self._fetch_from(others)
             complete = all(self._cards.get(organization) for organization in others)
             pause_s = _CALM_S if complete else min(pause_s * 1.5, _CALM_S)
-            with trio.move_on_after(pause_s):
+            with trio.move_on_after(_SOON_S if too_soon else pause_s):
                 await self._news.wait()
                 pause_s = _SOON_S
-            self._news = trio.Event()
+
+    async def _fetch_from(self, organizations: Sequence[str]) -> bool:
+        """Fetch the cards of those that are linked; returns whether somebody was asked too short a while ago."""
+        now = trio.current_time()
+        linked = [each for each in organizations if self._messenger.reachable(each)]
+        due = [each for each in linked if now - self._asked.get(each, -_SOON_S) >= _SOON_S]
+        self._asked.update(dict.fromkeys(due, now))
+        async with trio.open_nursery() as nursery:
+            for organization in due:
+                nursery.start_soon(self.fetch, organization)
+        return len(due) < len(linked)
 
     def look_again(self) -> None:
-        """Fetch soon: a link came up."""
+        """Fetch soon: a link came up. Nobody is asked more than once a second for it."""
         self._news.set()
 
     async def fetch(self, organization: str) -> None:
@@ -112,16 +128,24 @@ class Directory:
             if receipt.status == Receipt.STATUS_ACCEPTED:
                 self._cards[organization] = self._open(organization, CardReply.FromString(receipt.body))
             else:
-                log.info("%s does not show its cards: %s", organization, receipt.reason)
-        except (ComityError, ValueError) as error:  # protobuf's DecodeError is a ValueError
+                log.info("%s does not show its cards: %r", organization, receipt.reason[:_MAX_REASON])
+        except (ComityError, DecodeError) as error:
             log.info("no cards of %s: %s", organization, error)
 
     def _open(self, organization: str, reply: CardReply) -> tuple[AgentCard, ...]:
         peer = self._messenger.peer(organization)
-        if len(reply.cards) > _MAX_CARDS or peer is None:
-            raise UnexpectedMessage(f"{len(reply.cards)} cards of {organization}; at most {_MAX_CARDS}")
+        if peer is None:
+            raise PeerUnreachable(f"the link to {organization} went down")
         now_ms = self._gate.now_ms()
-        return tuple(open_card(card, self._trust, now_ms, peer.peer_id) for card in reply.cards)
+        cards: dict[SpiffeId, AgentCard] = {}
+        for data in _clipped(reply.cards):
+            try:
+                card = open_card(data, self._trust, now_ms, peer.peer_id)
+            except ComityError as error:
+                log.info("a card of %s is left out: %s", organization, error)
+            else:
+                cards[card.agent] = card
+        return tuple(cards.values())
 
     def _own_cards(self) -> list[AgentCard]:
         now_ms = self._gate.now_ms()
@@ -162,8 +186,14 @@ class Directory:
         body = PeersRequest().SerializeToString()
         receipt = await self._messenger.ask(organization, PEERS, body, deadline_s=_ASK_S)
         if receipt.status != Receipt.STATUS_ACCEPTED:
-            raise UnexpectedMessage(f"{organization} does not name its peers: {receipt.reason}")
+            raise UnexpectedMessage(f"{organization} does not name its peers: {receipt.reason[:_MAX_REASON]}")
         try:
             return list(PeersReply.FromString(receipt.body).peers)[:_MAX_HINTS]
-        except ValueError as error:
+        except DecodeError as error:
             raise UnexpectedMessage(f"the hints of {organization} do not parse") from error
+
+
+def _clipped(cards: Sequence[bytes]) -> Sequence[bytes]:
+    """The first cards of an answer, as many as are taken."""
+    sizes = accumulate(len(card) for card in cards)
+    return [card for card, size in zip(cards[:_MAX_CARDS], sizes, strict=False) if size <= _MAX_CARD_BYTES]

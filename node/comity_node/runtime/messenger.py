@@ -25,10 +25,16 @@ from comity.errors import (
 from comity.trust import Attested
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
+from comity_node.runtime.pace import Pace
 
 log = logging.getLogger(__name__)
 
 RECEIPT = "receipt"
+#: Characters of a peer's receipt that are kept, and rules in it.
+_MAX_REASON = 512
+_MAX_CODE = 64
+_MAX_RULE = 128
+_MAX_RULES = 16
 
 #: Takes (who sent it, the body) and returns the receipt.
 Handler = Callable[[Attested, bytes], Awaitable[Receipt]]
@@ -52,10 +58,11 @@ def accepted(body: bytes = b"") -> Receipt:
 class Messenger:
     """Sends requests and serves those of others."""
 
-    def __init__(self, gate: Gate, peers: Peers) -> None:
-        """Send and receive through `gate`, over `peers`."""
+    def __init__(self, gate: Gate, peers: Peers, *, pace: Pace | None = None) -> None:
+        """Send and receive through `gate`, over `peers`; `pace` bounds what one organization may send."""
         self._gate = gate
         self._peers = peers
+        self._pace = pace or Pace()
         self._handlers: dict[str, Handler] = {}
         self._counts: Counter[str] = Counter()
 
@@ -64,7 +71,7 @@ class Messenger:
         self._handlers.update(handlers)
 
     def counters(self) -> dict[str, int]:
-        """Return how many messages came in, by kind, and how many were refused, by code."""
+        """Return how many messages came in, by kind, how many were refused, by code, and how many came too fast."""
         return dict(self._counts)
 
     def peer(self, organization: str) -> Attested | None:
@@ -107,7 +114,11 @@ class Messenger:
             log.warning("refused a message of %s unread: %s", attested.organization, error)
             raise
         self._counts[f"received.{message.kind}"] += 1
-        receipt = await self._handle(attested, message.kind, message.body)
+        if retry_after_ms := self._pace.take(attested.organization, self._gate.now_ms()):
+            self._counts["busy.too_fast"] += 1
+            receipt = _too_fast(retry_after_ms)
+        else:
+            receipt = await self._handle(attested, message.kind, message.body)
         if receipt.status == Receipt.STATUS_REFUSED:
             self._counts[f"refused.{receipt.code}"] += 1
         return self._gate.seal(
@@ -126,7 +137,7 @@ class Messenger:
                 status=Receipt.STATUS_BUSY, code=error.code, reason=str(error), retry_after_ms=error.retry_after_ms
             )
         except StorageError as error:
-            log.exception("cannot store a %s of %s", kind, attested.organization)
+            log.error("cannot store a %s of %s: %s", kind, attested.organization, error.diagnostics())  # noqa: TRY400
             return Receipt(status=Receipt.STATUS_BUSY, code=error.code, reason="cannot store it", retry_after_ms=5_000)
         except ComityError as error:
             rules = error.rules if isinstance(error, PolicyDenied) else ()
@@ -139,8 +150,22 @@ class Messenger:
             )
 
 
+def _too_fast(retry_after_ms: int) -> Receipt:
+    reason = "more messages than this node takes of one organization"
+    return Receipt(status=Receipt.STATUS_BUSY, code=Busy.code, reason=reason, retry_after_ms=retry_after_ms)
+
+
 def _parse_receipt(body: bytes) -> Receipt:
+    """Parse a receipt; its texts, which end up in journals, logs and terminals, are cut to what is of use there."""
     try:
-        return Receipt.FromString(body)
+        receipt = Receipt.FromString(body)
     except DecodeError as error:
         raise EnvelopeMalformed("the receipt does not parse") from error
+    receipt.code = _clip(receipt.code, _MAX_CODE)
+    receipt.reason = _clip(receipt.reason, _MAX_REASON)
+    receipt.rules[:] = [_clip(rule, _MAX_RULE) for rule in receipt.rules[:_MAX_RULES]]
+    return receipt
+
+
+def _clip(text: str, most: int) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text[:most])

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
+from google.protobuf.message import DecodeError
 
 from comity.agreement import Agreed, check_signature, conclude, parse_terms, sign_terms
 from comity.errors import AgreementError, ComityError, LinkError, PolicyDenied
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PROPOSAL = "proposal"
 AGREEMENT = "agreement"
+_MAX_REASON = 512
+_MAX_RULES = 16
 
 #: Called with (organization, step, detail) for the log that the submitter reads.
 Step = Callable[[str, str, str], Awaitable[None]]
@@ -122,23 +125,25 @@ class Negotiator:
         try:
             receipt = await self._messenger.ask(organization, PROPOSAL, body, deadline_s=15.0)
             if receipt.status != Receipt.STATUS_ACCEPTED:
-                return Rejected(receipt.reason or receipt.code, tuple(receipt.rules))
+                return Rejected((receipt.reason or receipt.code)[:_MAX_REASON], tuple(receipt.rules))
             return self._read_answer(organization, terms, ProposalAnswer.FromString(receipt.body))
         except LinkError as error:
             return Rejected(f"no answer: {error}")
-        except (ComityError, ValueError) as error:  # protobuf's DecodeError is a ValueError
-            return Rejected(f"its answer does not verify: {error}")
+        except (ComityError, DecodeError) as error:
+            return Rejected(f"its answer does not verify: {error}"[:_MAX_REASON])
 
     def _read_answer(self, organization: str, terms: bytes, answer: ProposalAnswer) -> Answer:
         which = answer.WhichOneof("answer")
         if which == "accept":
             signature = AgreementSignature(organization=organization, envelope=answer.accept, chain=answer.chain)
+            # Good now, and at the time that whoever reads the agreement later goes by.
             check_signature(signature, terms, self._trust, self._gate.now_ms())
+            check_signature(signature, terms, self._trust, parse_terms(terms).terms.issued_ms)
             return Accepted(answer.accept, tuple(answer.chain))
         if which == "counter":
             _check_counter(parse_terms(terms).terms, parse_terms(answer.counter).terms)
             return Countered(answer.counter)
-        return Rejected(answer.reject.reason or "rejected", tuple(answer.reject.rules))
+        return Rejected((answer.reject.reason or "rejected")[:_MAX_REASON], tuple(answer.reject.rules[:_MAX_RULES]))
 
     def _revise(self, terms: bytes, counters: Sequence[bytes], stay: tuple[str, ...]) -> bytes:
         """Make the next revision: strictest of all, for those who stay."""
@@ -217,6 +222,7 @@ class Negotiator:
         if terms.dataset not in self._datasets:
             raise AgreementError(f"{self._identity.organization} has no dataset {terms.dataset!r}")
         agreed.check_active(self._gate.now_ms())
+        self._agreements.check_room(agreed)
 
     def _request(
         self, action: str, organization: str, purpose: str, dataset: str, labels: dict[str, int | float]

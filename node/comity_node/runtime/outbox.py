@@ -33,6 +33,11 @@ _AWAY_S = 1.0
 _FULL_S = 2.0
 _FIRST_BACKOFF_MS = 200
 _MAX_BACKOFF_MS = 15_000
+#: The longest that a peer can have a message wait for it.
+_MAX_RETRY_AFTER_MS = 600_000
+#: Seconds between looks for what has expired.
+_EXPIRE_EVERY_S = 2.0
+_EXPIRE_AT_ONCE = 64
 
 
 class Outbox:
@@ -48,6 +53,7 @@ class Outbox:
         self._random = random
         self._outcome = outcome
         self._news: dict[str, trio.Event] = {}
+        self._under_way: set[bytes] = set()
         self._nursery: trio.Nursery | None = None
 
     def kick(self, organization: str) -> None:
@@ -62,10 +68,13 @@ class Outbox:
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled; begins with what an earlier run left."""
         async with trio.open_nursery() as self._nursery:
-            for organization in await self._database.read(journal.count_open):
-                self.kick(organization)
-            task_status.started()
-            await trio.sleep_forever()
+            try:
+                for organization in await self._database.read(journal.count_open):
+                    self.kick(organization)
+                task_status.started()
+                await self._expire_forever()
+            finally:
+                self._nursery = None  # what still comes at the end is for the next run
 
     async def _courier(self, organization: str) -> None:
         while True:
@@ -86,31 +95,41 @@ class Outbox:
                     nursery.start_soon(self._deliver_patiently, item)
         if not self._messenger.reachable(organization):
             return _AWAY_S  # whoever sees the link come up kicks
-        upcoming = await self._database.read(lambda c: journal.next_due_ms(c, organization))
+        now_ms = self._now_ms()
+        upcoming = await self._database.read(lambda c: journal.next_due_ms(c, organization, now_ms))
         if upcoming is None:
             return _IDLE_S
-        wait_ms = upcoming - self._now_ms()
-        if wait_ms <= 0:  # what is due and was not delivered has expired
+        return min(_IDLE_S, max(0.05, (upcoming - self._now_ms()) / 1000))
+
+    async def _expire_forever(self) -> None:
+        while True:
             await patiently(self._expire, "what has expired in the outbox")
-        return min(_IDLE_S, max(0.05, wait_ms / 1000))
+            await trio.sleep(_EXPIRE_EVERY_S)
 
     async def _expire(self) -> None:
-        now_ms = self._now_ms()
-        for item in await self._database.transact(lambda c: journal.expire(c, now_ms)):
-            log.warning("a %s to %s expired: %s", item.kind, item.organization, item.reason or "never delivered")
-            await self._outcome(item, None)
+        """End what is past its time; here and nowhere else, so that its owner hears of it once.
+
+        A message that is on its way right now is left: how that ends is its end, or it is met here the next time.
+        """
+        now_ms, under_way = self._now_ms(), set(self._under_way)
+        for item in await self._database.read(lambda c: journal.expired(c, now_ms, limit=_EXPIRE_AT_ONCE)):
+            if item.message_id not in under_way | self._under_way:
+                reason = f"expired: {item.reason or 'never delivered'}"
+                await self._end(item, None, reason)
 
     async def _deliver_patiently(self, item: journal.OutboxRow) -> None:
+        if item.message_id in self._under_way or self._now_ms() >= item.expires_ms:
+            return
+        self._under_way.add(item.message_id)
         try:
             await self._deliver(item)
         except StorageFull as error:  # what became of it cannot be written down: it is delivered again, which is safe
             log.error("a %s to %s waits: %s", item.kind, item.organization, error.diagnostics())  # noqa: TRY400
             await trio.sleep(_FULL_S)
+        finally:
+            self._under_way.discard(item.message_id)
 
     async def _deliver(self, item: journal.OutboxRow) -> None:
-        if self._now_ms() >= item.expires_ms:
-            await self._end(item, None, "expired before it could be delivered")
-            return
         try:
             receipt = await self._messenger.ask(item.organization, item.kind, item.body)
         except (LinkError, EnvelopeError) as error:
@@ -127,7 +146,7 @@ class Outbox:
 
     async def _later(self, item: journal.OutboxRow, reason: str, retry_after_ms: int) -> None:
         backoff = min(_MAX_BACKOFF_MS, _FIRST_BACKOFF_MS * 2 ** min(item.attempts, 10))
-        delay_ms = max(retry_after_ms, int(backoff * self._random.uniform(0.5, 1.0)))
+        delay_ms = max(min(retry_after_ms, _MAX_RETRY_AFTER_MS), int(backoff * self._random.uniform(0.5, 1.0)))
         not_before_ms = self._now_ms() + delay_ms
         log.debug("a %s to %s waits %d ms: %s", item.kind, item.organization, delay_ms, reason)
 

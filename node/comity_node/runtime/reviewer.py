@@ -10,16 +10,14 @@ import json
 import logging
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import trio
 
 from comity.agreement import MAX_LIFETIME_MS, Agreed
-from comity.certificate import MAX_SCORE
 from comity.digest import sha256
 from comity.envelope import sign_document
-from comity.errors import AgentError, AgentFailed, AgreementError, Busy, NoWorker, PolicyDenied, UnexpectedMessage
+from comity.errors import AgentError, AgreementError, Busy, NoWorker, UnexpectedMessage
 from comity.hops import RELEASE, SEND
 from comity.ids import SpiffeId
 from comity.provenance import verify_certified
@@ -35,30 +33,31 @@ from comity.v1.task_pb2 import (
     TaskOffer,
 )
 from comity_node.admission import Gate, Question
+from comity_node.admission.gate import used_up
 from comity_node.admission.records import RecordGate
-from comity_node.policy.model import Request
+from comity_node.policy.model import Rate, Request
 from comity_node.runtime.agreements import Agreements
-from comity_node.runtime.author import OFFER, REVIEWS
-from comity_node.runtime.certify import RECORDS, stored_record
+from comity_node.runtime.answers import check_answer
+from comity_node.runtime.certify import stored_record
+from comity_node.runtime.kinds import OFFER, RECORDS, REVIEWS
 from comity_node.runtime.messenger import Handler, accepted
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.patience import patiently
 from comity_node.runtime.seams import TaskStatus, Workers
+from comity_node.runtime.turns import Turns
 from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
 
 _OFFERS_AT_ONCE = 4
+_OFFERS_OF_ONE_HOME = 2
 _HELD_PER_HOME = 256
 _AGENT_DEADLINE_S = 30.0
 _AGENT_RETRY_S = 1.0
-_MAX_FEEDBACK = 16
-_MAX_FEEDBACK_TEXT = 1024
-#: Bytes; with these a signed review stays within comity.certificate.MAX_REVIEW.
-_MAX_VALIDATOR = 8 * 1024
-_MAX_AXES = 64
-_MAX_AXIS = 128
+#: Seconds between attempts to send a review whose rate is used up, and answers that are kept meanwhile.
+_RATE_RETRY_S = (1.0, 60.0)
+_KEPT_ANSWERS = 64
 _GENERATOR = "generator"
 
 
@@ -80,8 +79,8 @@ class Reviewer:
         self._outbox = outbox
         self._agent = SpiffeId(identity.organization, "agent", agent)
         self._work = trio.Event()
-        self._slots = trio.Semaphore(_OFFERS_AT_ONCE)
-        self._taken: set[bytes] = set()
+        self._turns = Turns(_OFFERS_AT_ONCE, _OFFERS_OF_ONE_HOME)
+        self._answers: dict[bytes, dict[str, Any]] = {}
         self.handlers: dict[str, Handler] = {OFFER: self._on_offer, RECORDS: self._on_records}
 
     # -- taking offers ---------------------------------------------------------------------------------------------
@@ -93,12 +92,8 @@ class Reviewer:
         now_ms = self._gate.now_ms()
         known = await self._database.read(lambda c: journal.get_offer(c, digest))
         if known is not None:
-            await self._answer_again(known)
+            await self._answer_again(agreed, known)
             return accepted()
-        counts = await self._database.read(journal.count_held)
-        if (held := counts.get(sender.organization, 0)) >= _HELD_PER_HOME:
-            raise Busy(f"{held} batches of {sender.organization} are waiting here already", retry_after_ms=2_000)
-        await self._record_gate.receive(agreed, offer.tasks, sender, SEND, "synthetic")
         item = journal.OfferRow(
             home=sender.organization,
             batch_id=offer.batch_id,
@@ -109,18 +104,36 @@ class Reviewer:
             received_ms=now_ms,
             lease_until_ms=now_ms + agreed.terms.lease_seconds * 1000,
         )
-        await self._database.transact(lambda c: self._take(c, agreed, item, len(offer.tasks)))
+        tasks = [(task.id, sha256(task.record)) for task in offer.tasks]
+        # Before the policy is asked: what is refused here leaves nothing in the audit log (S7).
+        await self._database.read(lambda c: self._check_room(c, agreed, item, tasks))
+        await self._record_gate.receive(agreed, offer.tasks, sender, SEND, "synthetic")
+        await self._database.transact(lambda c: self._take(c, agreed, item, tasks))
         self._work.set()
         return accepted()
 
-    def _take(self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow, records: int) -> None:
-        """Take a batch into custody, within what was agreed for its home in all."""
+    def _check_room(
+        self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow,
+        tasks: Sequence[tuple[bytes, bytes]],
+    ) -> None:  # fmt: skip
+        if (held := journal.count_held(connection).get(item.home, 0)) >= _HELD_PER_HOME:
+            raise Busy(f"{held} batches of {item.home} are waiting here already", retry_after_ms=2_000)
+        new = journal.count_new_tasks(connection, item, tasks)
+        used = journal.reserved(connection, _quota(agreed, item.home), MAX_LIFETIME_MS, item.received_ms)
+        _check_quota(agreed, item.home, used + new)
+
+    def _take(
+        self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow,
+        tasks: Sequence[tuple[bytes, bytes]],
+    ) -> None:  # fmt: skip
+        """Take a batch into custody: its tasks for the first time or repaired, and no more than were agreed."""
         if not journal.put_offer(connection, item):
             return
-        quota = f"agreement/{agreed.digest.hex()}/{item.home}/{item.revision}"
-        most = agreed.terms.records_per_organization
-        if not journal.reserve(connection, quota, most, MAX_LIFETIME_MS, records, item.received_ms):
-            raise AgreementError(f"{item.home} has offered {most} records, as many as were agreed")
+        if new := journal.take_tasks(connection, item, tasks):
+            most = agreed.terms.records_per_organization
+            quota = _quota(agreed, item.home)
+            if not journal.reserve(connection, quota, most, MAX_LIFETIME_MS, new, item.received_ms):
+                _check_quota(agreed, item.home, most + 1)
 
     def _check_offer(self, sender: Attested, offer: TaskOffer) -> tuple[Agreed, int]:
         if not offer.tasks or len(offer.batch_id) != 16:
@@ -144,14 +157,13 @@ class Reviewer:
         except AgreementError as error:
             raise Busy(str(error), retry_after_ms=500) from error
 
-    async def _answer_again(self, known: journal.OfferRow) -> None:
+    async def _answer_again(self, agreed: Agreed, known: journal.OfferRow) -> None:
         """Send the reviews of an offer again: its home has not seen them."""
         if not known.reviews:
             return
-        item = self._reviews_item(known, known.reviews)
-        item = replace(item, dedup_key=f"{item.dedup_key}/{item.created_ms // 1000}")
-        await self._database.transact(lambda c: journal.enqueue(c, item))
-        self._outbox.kick(known.home)
+        item = self._reviews_item(agreed, known, known.reviews)
+        if await self._database.transact(lambda c: journal.reopen(c, item)):
+            self._outbox.kick(known.home)
 
     # -- judging them ----------------------------------------------------------------------------------------------
 
@@ -161,33 +173,61 @@ class Reviewer:
             task_status.started()
             while True:
                 self._work = trio.Event()
-                held = await self._database.read(lambda c: journal.held_offers(c, limit=_OFFERS_AT_ONCE * 4))
-                fresh = [item for item in held if item.digest not in self._taken]
-                for item in fresh:
-                    await self._slots.acquire()
-                    self._taken.add(item.digest)
-                    nursery.start_soon(self._judge, item)
-                if not fresh:
+                held = await self._database.read(journal.held_offers)
+                now = trio.current_time()
+                for offer in self._turns.choose(held, now):
+                    nursery.start_soon(self._judge, offer)
+                with trio.move_on_at(self._turns.next_at(now)):
                     await self._work.wait()
 
-    async def _judge(self, item: journal.OfferRow) -> None:
+    async def _judge(self, offer: journal.HeldOffer) -> None:
+        again_at = None
         try:
-            agreed = self._agreements.get(item.agreement_digest)
-            offer = TaskOffer.FromString(item.offer)
-            what = f"the review for {item.home}"
-            answer = await patiently(lambda: self._ask_validator(agreed, item, offer), what)
-            if answer is not None:
-                await patiently(lambda: self._deliver(agreed, item, offer, answer), what)
+            again_s = await self._attempt(offer)
+            again_at = None if again_s is None else trio.current_time() + again_s
         finally:
-            self._slots.release()
-            self._taken.discard(item.digest)
+            self._turns.end(offer.digest, again_at)
             self._work.set()
 
-    async def _ask_validator(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer) -> dict[str, Any] | None:
-        """Have the validator score a batch; None if it could not before the batch's lease ended.
+    async def _attempt(self, held: journal.HeldOffer) -> float | None:
+        """Judge a batch and answer it; returns in how many seconds to try again, None if it is over.
 
-        While there is no worker at all, the batch waits as long as the agreement lasts.
+        While there is no worker at all, the batch waits as long as the agreement lasts; what the validator fails at
+        waits until its lease is over.
         """
+        kept = self._answers.pop(held.digest, None)
+        item = await self._database.read(lambda c: journal.get_offer(c, held.digest))
+        if item is None or item.state != "held":  # it was finished after the look that chose it
+            return None
+        what = f"the review for {item.home}"
+        try:
+            agreed = self._agreements.get(item.agreement_digest)
+        except AgreementError as error:
+            await self._give_up(item, error)
+            return None
+        offer = TaskOffer.FromString(item.offer)
+        try:
+            answer = kept or await self._ask_validator(agreed, item, offer)
+        except (AgentError, Busy) as error:
+            nobody = isinstance(error, (NoWorker, Busy))
+            if self._gate.now_ms() >= (agreed.terms.expires_ms if nobody else item.lease_until_ms):
+                await self._give_up(item, error)
+                return None
+            log.warning("%s: %s; trying again", what, error)
+            if nobody:
+                self._turns.pause(trio.current_time() + _AGENT_RETRY_S)
+            return 0.0 if nobody else _AGENT_RETRY_S
+        return await patiently(lambda: self._deliver(agreed, item, offer, answer), what)
+
+    async def _give_up(self, item: journal.OfferRow, why: object) -> None:
+        log.warning("gave up a batch of %s: %s", item.home, why)
+        now_ms = self._gate.now_ms()
+        await patiently(
+            lambda: self._database.transact(lambda c: journal.finish_offer(c, item.digest, b"", now_ms)),
+            f"giving up a batch of {item.home}",
+        )
+
+    async def _ask_validator(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer) -> dict[str, Any]:
         work = {
             "author": item.home,
             "dataset": agreed.terms.dataset,
@@ -197,44 +237,47 @@ class Reviewer:
             # So that a validator which remembers rows knows the ones that come again (a repair, a repeated offer).
             "tasks": [task.id.hex() for task in offer.tasks],
         }
-        while True:
-            try:
-                answer = await self._workers.call("review", work, deadline_s=_AGENT_DEADLINE_S)
-                return _check_answer(answer, len(offer.tasks))
-            except (AgentError, Busy) as error:
-                nobody = isinstance(error, (NoWorker, Busy))
-                if self._gate.now_ms() >= (agreed.terms.expires_ms if nobody else item.lease_until_ms):
-                    log.warning("gave up a batch of %s: %s", item.home, error)
-                    await self._database.transact(lambda c: journal.finish_offer(c, item.digest, b"", item.received_ms))
-                    return None
-                log.warning("review for %s: %s; trying again", item.home, error)
-                await trio.sleep(_AGENT_RETRY_S)
+        answer = await self._workers.call("review", work, deadline_s=_AGENT_DEADLINE_S)
+        return check_answer(answer, len(offer.tasks))
 
-    async def _deliver(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any]) -> None:
+    async def _deliver(
+        self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any]
+    ) -> float | None:
+        """Sign the reviews and have them sent; returns in how many seconds to try again if a rate is used up."""
         request = Request(
             action="review.send",
             organization=item.home,
             purpose=agreed.terms.purpose,
             dataset=agreed.terms.dataset,
         )
-        try:
-            await self._gate.demand(Question(request, item.digest, agreed.digest, len(offer.tasks)))
-        except PolicyDenied as error:
-            log.warning("the review for %s stays here: %s", item.home, error)
-            await self._database.transact(lambda c: journal.finish_offer(c, item.digest, b"", self._gate.now_ms()))
-            return
+        (decision,) = await self._gate.decide([Question(request, item.digest, agreed.digest, len(offer.tasks))])
+        if not decision.allowed:
+            if (rate := used_up(decision)) and self._may_wait(rate, agreed, len(offer.tasks)):
+                if len(self._answers) < _KEPT_ANSWERS:
+                    self._answers[item.digest] = answer
+                shortest, longest = _RATE_RETRY_S
+                return min(longest, max(shortest, rate.per_ms / 64_000))
+            await self._give_up(item, f"the review stays here: {decision.reason}")
+            return None
         body = await trio.to_thread.run_sync(self._sign_reviews, agreed, item, offer, answer)
         now_ms = self._gate.now_ms()
         accepts = sum(one["score"] >= agreed.terms.review.min_score for one in answer["reviews"])
 
-        def write(connection: sqlite3.Connection) -> None:
-            journal.finish_offer(connection, item.digest, body, now_ms)
-            journal.enqueue(connection, self._reviews_item(item, body))
+        def write(connection: sqlite3.Connection) -> bool:
+            if not journal.finish_offer(connection, item.digest, body, now_ms):
+                return True  # judged before: nothing of it counts twice
             journal.add_agreement(connection, item.home, _GENERATOR, float(accepts))
             journal.add_disagreement(connection, item.home, _GENERATOR, float(len(offer.tasks) - accepts))
+            return journal.try_enqueue(connection, self._reviews_item(agreed, item, body))
 
-        await self._database.transact(write)
+        if not await self._database.transact(write):
+            log.warning("the review for %s waits until it asks again: it does not take its messages", item.home)
         self._outbox.kick(item.home)
+        return None
+
+    def _may_wait(self, rate: Rate, agreed: Agreed, amount: int) -> bool:
+        """Tell whether a rate that is used up can ever let `amount` pass while the agreement lasts."""
+        return amount <= rate.records and self._gate.now_ms() < agreed.terms.expires_ms
 
     def _sign_reviews(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any]) -> bytes:
         now_ms = self._gate.now_ms()
@@ -259,7 +302,7 @@ class Reviewer:
             delivery.reviews.append(ReviewedTask(review=envelope, feedback=scored["feedback"]))
         return delivery.SerializeToString()
 
-    def _reviews_item(self, item: journal.OfferRow, body: bytes) -> journal.OutboxRow:
+    def _reviews_item(self, agreed: Agreed, item: journal.OfferRow, body: bytes) -> journal.OutboxRow:
         now_ms = self._gate.now_ms()
         return journal.OutboxRow(
             message_id=self._gate.new_id(),
@@ -268,7 +311,7 @@ class Reviewer:
             body=body,
             dedup_key=f"reviews/{item.digest.hex()}",
             created_ms=now_ms,
-            expires_ms=self._agreements.get(item.agreement_digest).terms.expires_ms,
+            expires_ms=agreed.terms.expires_ms,
         )
 
     # -- keeping what was certified --------------------------------------------------------------------------------
@@ -277,8 +320,18 @@ class Reviewer:
         delivery = RecordDelivery.FromString(body)
         if not 0 < len(delivery.records) <= 256:
             raise UnexpectedMessage(f"{len(delivery.records)} records in one message; 1 to 256 are taken")
+        task_ids = {one.task.id for one in delivery.records}
+        if len(task_ids) != len(delivery.records):
+            raise UnexpectedMessage("a task is twice in a delivery")
         agreed = self._agreed(delivery.records[0].task.agreement_digest)
-        await self._record_gate.receive(agreed, [one.task for one in delivery.records], sender, RELEASE, "certified")
+        known = await self._database.read(lambda c: records.stored_digests(c, sender.organization, task_ids))
+        fresh = [one for one in delivery.records if known.get(one.task.id) != sha256(one.task.record)]
+        if fresh:
+            await self._keep_records(agreed, fresh, sender)
+        return accepted()
+
+    async def _keep_records(self, agreed: Agreed, fresh: Sequence[CertifiedRecord], sender: Attested) -> None:
+        await self._record_gate.receive(agreed, [one.task for one in fresh], sender, RELEASE, "certified")
         now_ms = self._gate.now_ms()
         raw = self._agreements.raw(agreed.digest)
 
@@ -286,10 +339,12 @@ class Reviewer:
             verify_certified(certified, agreed, self._trust)
             return stored_record(agreed, certified, self._identity, raw, now_ms)
 
-        stored = await trio.to_thread.run_sync(lambda: [check(one) for one in delivery.records])
+        stored = await trio.to_thread.run_sync(lambda: [check(one) for one in fresh])
 
         def write(connection: sqlite3.Connection) -> None:
             for record in stored:
+                if not records.put_record(connection, record):
+                    continue
                 entry = audit.AuditEntry(
                     kind="effect",
                     action="record.stored",
@@ -298,54 +353,15 @@ class Reviewer:
                     agreement=agreed.digest,
                 )
                 audit.append(connection, entry, now_ms)
-                records.put_record(connection, record)
 
         await self._database.transact(write)
-        return accepted()
 
 
-def _check_answer(answer: object, count: int) -> dict[str, Any]:
-    """Check what a validator returned.
-
-    Raises:
-        AgentFailed: it is not {"reviews": [{"score", "axes", "feedback"}, ...], "validator": str} of `count` reviews.
-    """
-    if not isinstance(answer, dict) or not _is_text(answer.get("validator"), _MAX_VALIDATOR):
-        raise AgentFailed('the validator has to return {"reviews": [...], "validator": "..."}')
-    reviews = answer.get("reviews")
-    if not isinstance(reviews, list) or len(reviews) != count:
-        raise AgentFailed(f"the validator has to return {count} reviews")
-    for one in reviews:
-        if not isinstance(one, dict) or not _is_score(one.get("score")):
-            raise AgentFailed(f"a review needs a score: a whole number from 0 to {MAX_SCORE}")
-        axes, feedback = one.get("axes", {}), one.get("feedback", [])
-        if not _is_axes(axes):
-            raise AgentFailed(f"the axes of a review are at most {_MAX_AXES} whole numbers from 0 to {MAX_SCORE}")
-        if not _is_feedback(feedback):
-            raise AgentFailed(f"the feedback of a review is at most {_MAX_FEEDBACK} short texts")
-        one["axes"], one["feedback"] = axes, feedback
-    return answer
+def _quota(agreed: Agreed, home: str) -> str:
+    """Return the name under which a home's tasks under an agreement are counted."""
+    return f"agreement/{agreed.digest.hex()}/{home}"
 
 
-def _is_score(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCORE
-
-
-def _is_axes(value: object) -> bool:
-    if not isinstance(value, dict) or len(value) > _MAX_AXES:
-        return False
-    return all(_is_text(name, _MAX_AXIS) and _is_score(score) for name, score in value.items())
-
-
-def _is_text(value: object, longest: int) -> bool:
-    """Tell whether a value is text of at most `longest` bytes; JSON may hold half characters, which are none."""
-    try:
-        return isinstance(value, str) and len(value.encode()) <= longest
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_feedback(value: object) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > _MAX_FEEDBACK:
-        return False
-    return all(_is_text(text, _MAX_FEEDBACK_TEXT) for text in value)
+def _check_quota(agreed: Agreed, home: str, tasks: int) -> None:
+    if tasks > (most := agreed.terms.records_per_organization):
+        raise AgreementError(f"{home} has offered {most} records, as many as were agreed, or would with these")

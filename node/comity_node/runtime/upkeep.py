@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT_S = 10.0
 _SWEEP_EVERY = 30
-_PER_SWEEP = 500
+#: Rows of each kind in one transaction, and transactions in one sweep.
+_PER_BATCH = 500
+_BATCHES = 20
 #: How long an answered batch is kept: no agreement lasts longer, and one that came again would be judged anew.
 _KEEP_MS = 367 * 24 * 3600 * 1000
 
@@ -52,11 +54,25 @@ class Upkeep:
         await self._database.transact(lambda c: audit.checkpoint(c, self._signer, now_ms))
 
     async def sweep(self) -> None:
-        """Delete certified records whose retention is over, each with an audit entry, and forget what is long done."""
+        """Delete certified records whose retention is over, each with an audit entry, and forget what is long done.
+
+        What is left after some thousands goes in the next sweep.
+        """
+        deleted = 0
+        for _ in range(_BATCHES):
+            gone, more = await self._sweep_some()
+            deleted += gone
+            if not more:
+                break
+        if deleted:
+            log.info("deleted %d certified records whose retention is over", deleted)
+
+    async def _sweep_some(self) -> tuple[int, bool]:
+        """Do a part of the work; returns how many records went, and whether there may be more of anything."""
         now_ms = self._now_ms()
 
-        def write(connection: sqlite3.Connection) -> int:
-            gone = records.delete_expired(connection, now_ms, limit=_PER_SWEEP)
+        def write(connection: sqlite3.Connection) -> tuple[int, bool]:
+            gone = records.delete_expired(connection, now_ms, limit=_PER_BATCH)
             for record in gone:
                 entry = audit.AuditEntry(
                     kind="deletion",
@@ -65,10 +81,13 @@ class Upkeep:
                     agreement=record.agreement_digest,
                 )
                 audit.append(connection, entry, now_ms)
-            journal.expire(connection, now_ms, limit=_PER_SWEEP)
-            journal.forget(connection, now_ms, limit=_PER_SWEEP)
-            journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_SWEEP)
-            return len(gone)
+            done = [
+                len(gone),
+                journal.forget(connection, now_ms, limit=_PER_BATCH),
+                journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_BATCH),
+                journal.forget_tasks(connection, now_ms - _KEEP_MS, limit=_PER_BATCH),
+                audit.thin_checkpoints(connection, limit=_PER_BATCH),
+            ]
+            return len(gone), _PER_BATCH in done
 
-        if deleted := await self._database.transact(write):
-            log.info("deleted %d certified records whose retention is over", deleted)
+        return await self._database.transact(write)

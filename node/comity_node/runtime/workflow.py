@@ -22,7 +22,7 @@ _NUMBERS: dict[str, tuple[int | None, int, int]] = {
     "batch_records": (20, 1, 256),
     "repair_rounds": (1, 0, 10),
     "min_score": (500, 0, MAX_SCORE),
-    "lease_seconds": (30, 1, 86_400),
+    "lease_seconds": (30, 1, 3_600),
     "expires_seconds": (_DAY_S, 60, 366 * _DAY_S),
     "minimum_participants": (2, 2, 256),
 }

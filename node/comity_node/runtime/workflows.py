@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from comity.agreement import Agreed
+from comity.agreement import Agreed, read_terms
 from comity.errors import AgreementError, ComityError
 from comity.trust import Attested, NodeIdentity
 from comity.v1.task_pb2 import Receipt
@@ -55,14 +55,21 @@ class Workflows:
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Negotiate what is submitted, until cancelled; begins with what an earlier run left."""
         async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            concluded = {agreed.terms.id: agreed for agreed in self._agreements.all()}
-            for agreed in concluded.values():
-                await patiently(partial(self._go_on, agreed), f"workflow {agreed.terms.id}")
-            for row in await self._database.read(lambda c: journal.list_workflows(c, state="negotiating")):
-                if row.workflow_id not in concluded:
-                    self._nursery.start_soon(self._negotiate, row.workflow_id, parse_workflow(row.document))
-            await trio.sleep_forever()
+            try:
+                task_status.started()
+                await self._recover(self._nursery)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # what still comes at the end is for the next run
+
+    async def _recover(self, nursery: trio.Nursery) -> None:
+        agreements = self._agreements.all()
+        for agreed in agreements:
+            await patiently(partial(self._go_on, agreed), f"workflow {agreed.terms.id}")
+        concluded = {agreed.terms.id for agreed in agreements if agreed.terms.initiator == self._me}
+        for row in await self._database.read(lambda c: journal.list_workflows(c, state="negotiating")):
+            if row.workflow_id not in concluded:
+                nursery.start_soon(self._negotiate, row.workflow_id, parse_workflow(row.document))
 
     async def _go_on(self, agreed: Agreed) -> None:
         if agreed.terms.initiator == self._me:
@@ -144,16 +151,25 @@ class Workflows:
             )
             for organization in others
         ]
-        await self._database.transact(lambda c: [journal.enqueue(c, item) for item in items])
+        # One whose outbox is full learns of it when this node starts the next time.
+        await self._database.transact(lambda c: [journal.try_enqueue(c, item) for item in items])
         for organization in others:
             self._outbox.kick(organization)
 
     async def _on_agreement(self, sender: Attested, body: bytes) -> Receipt:
+        await self._check_id(body)
         agreed = await self._agreements.add(body)
         if agreed.terms.initiator != sender.organization:
             log.info("agreement %s came from %s", agreed.digest.hex()[:12], sender.organization)
         await self._start(agreed)
         return accepted()
+
+    async def _check_id(self, data: bytes) -> None:
+        """Refuse an agreement that would take the place of a workflow that is here already: others choose its id."""
+        terms = read_terms(data)
+        row = await self._database.read(lambda c: journal.get_workflow(c, terms.terms.id))
+        if row is not None and row.agreement_digest != terms.digest:
+            raise AgreementError(f"another workflow has the id {terms.terms.id!r}")
 
     async def _start(self, agreed: Agreed) -> None:
         now_ms = self._gate.now_ms()
@@ -162,7 +178,8 @@ class Workflows:
         def write(connection: sqlite3.Connection) -> None:
             if not journal.put_workflow(connection, row):
                 known = journal.get_workflow(connection, agreed.terms.id)
-                if known is not None and known.state == "negotiating":
+                ours = agreed.terms.initiator == self._me
+                if ours and known is not None and known.state == "negotiating":
                     journal.update_workflow(
                         connection, agreed.terms.id, state="running", agreement_digest=agreed.digest
                     )

@@ -44,6 +44,7 @@ __all__ = [
     "entries",
     "head",
     "prove_inclusion",
+    "thin_checkpoints",
     "verify_file",
 ]
 
@@ -178,6 +179,21 @@ def checkpoints(connection: sqlite3.Connection, *, limit: int = _PAGE) -> list[s
         "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT ?", (min(limit, _PAGE),)
     ).fetchall()
     return [str(note) for (note,) in rows]
+
+
+def thin_checkpoints(connection: sqlite3.Connection, *, keep: int = _PAGE, limit: int = _PAGE) -> int:
+    """Delete at most `limit` checkpoints and return how many.
+
+    The newest `keep` stay, and the last of each day (UTC): a later checkpoint covers all that an earlier one did.
+    """
+    changed = connection.execute(
+        "DELETE FROM audit_checkpoints WHERE size IN (SELECT size FROM (SELECT size,"
+        " row_number() OVER (ORDER BY size DESC) AS place,"
+        " row_number() OVER (PARTITION BY created_ms / 86400000 ORDER BY size DESC) AS place_in_day"
+        " FROM audit_checkpoints) WHERE place > ? AND place_in_day > 1 ORDER BY size LIMIT ?)",
+        (keep, limit),
+    )
+    return changed.rowcount
 
 
 def prove_inclusion(connection: sqlite3.Connection, index: int, *, size: int | None = None) -> Inclusion:

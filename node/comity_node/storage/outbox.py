@@ -5,8 +5,8 @@ of the effect that it tells of, and sent until the peer says that it has it on d
 
 Invariants
   R1  a message is here until it is acknowledged, refused for good or expired, whatever is restarted.
-  R2  `dedup_key` is good once, also after the message is done, until it expires.
-  R4  at most `max_open` messages wait for one organization.
+  R2  `dedup_key` is good once, also after the message is done, until it expires; `reopen` sends the same one again.
+  R4  at most `max_open` messages wait for one organization, and one under each key.
 """
 
 from __future__ import annotations
@@ -67,14 +67,9 @@ def enqueue(connection: sqlite3.Connection, row: OutboxRow, *, max_open: int = _
     Raises:
         Busy: `max_open` messages wait for the organization.
     """
-    if connection.execute("SELECT 1 FROM outbox WHERE dedup_key = ?", (row.dedup_key,)).fetchone() is not None:
+    if _state(connection, row.dedup_key) is not None:
         return False
-    waiting = connection.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM outbox WHERE organization = ? AND {_OPEN} LIMIT ?)",
-        (row.organization, max_open),
-    ).fetchone()[0]
-    if waiting >= max_open:
-        raise Busy(f"{waiting} messages wait for {row.organization}; it does not take them as fast as they come")
+    _check_room(connection, row.organization, max_open)
     connection.execute(
         f"INSERT INTO outbox ({_COLUMNS}) VALUES ({', '.join('?' * 12)})",
         (
@@ -95,6 +90,58 @@ def enqueue(connection: sqlite3.Connection, row: OutboxRow, *, max_open: int = _
     return True
 
 
+def try_enqueue(connection: sqlite3.Connection, row: OutboxRow, *, max_open: int = _MAX_OPEN) -> bool:
+    """Enqueue a message where others must not suffer if there is no room for it.
+
+    Returns:
+        False, and nothing changed, if `max_open` messages wait for the organization. True if the message is in the
+        outbox: new, or enqueued before under its `dedup_key` (and perhaps done).
+    """
+    try:
+        enqueue(connection, row, max_open=max_open)
+    except Busy:
+        return False
+    return True
+
+
+def reopen(connection: sqlite3.Connection, row: OutboxRow, *, max_open: int = _MAX_OPEN) -> bool:
+    """Have a message sent once more, as when its recipient asks again for what it has acknowledged or refused.
+
+    Returns:
+        True if it waits anew: it was not there, or was done or failed. False, and nothing changed, if one with its
+        `dedup_key` waits already.
+
+    Raises:
+        Busy: `max_open` messages wait for the organization.
+    """
+    state = _state(connection, row.dedup_key)
+    if state is None:
+        return enqueue(connection, row, max_open=max_open)
+    if state not in ("done", "failed"):
+        return False
+    _check_room(connection, row.organization, max_open)
+    connection.execute(
+        "UPDATE outbox SET state = 'pending', body = ?, reason = '', attempts = 0, not_before_ms = ?, expires_ms = ?"
+        " WHERE dedup_key = ?",
+        (row.body, row.not_before_ms, row.expires_ms, row.dedup_key),
+    )
+    return True
+
+
+def _state(connection: sqlite3.Connection, dedup_key: str) -> str | None:
+    row = connection.execute("SELECT state FROM outbox WHERE dedup_key = ?", (dedup_key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _check_room(connection: sqlite3.Connection, organization: str, max_open: int) -> None:
+    waiting = connection.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM outbox WHERE organization = ? AND {_OPEN} LIMIT ?)",
+        (organization, max_open),
+    ).fetchone()[0]
+    if waiting >= max_open:
+        raise Busy(f"{waiting} messages wait for {organization}; it does not take them as fast as they come")
+
+
 def due(connection: sqlite3.Connection, organization: str, now_ms: int, *, limit: int = 100) -> list[OutboxRow]:
     """Return at most `limit` (up to 1000) messages to send now: highest priority first, then oldest."""
     rows = connection.execute(
@@ -105,10 +152,11 @@ def due(connection: sqlite3.Connection, organization: str, now_ms: int, *, limit
     return [OutboxRow(*row) for row in rows]
 
 
-def next_due_ms(connection: sqlite3.Connection, organization: str) -> int | None:
-    """Return when the next message to an organization is due, None if none waits."""
+def next_due_ms(connection: sqlite3.Connection, organization: str, now_ms: int) -> int | None:
+    """Return when the next message to an organization is due, None if none waits that has not expired."""
     row = connection.execute(
-        f"SELECT min(not_before_ms) FROM outbox WHERE organization = ? AND {_OPEN}", (organization,)
+        f"SELECT min(not_before_ms) FROM outbox WHERE organization = ? AND {_OPEN} AND expires_ms > ?",
+        (organization, now_ms),
     ).fetchone()
     return None if row[0] is None else int(row[0])
 
@@ -144,16 +192,13 @@ def mark_failed(connection: sqlite3.Connection, message_id: bytes, reason: str) 
     return _change(connection, "state = 'failed', body = x'', reason = ?", (reason,), message_id)
 
 
-def expire(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[OutboxRow]:
-    """Close at most `limit` (up to 1000) open messages that are past their time and return them as they were."""
+def expired(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[OutboxRow]:
+    """Return at most `limit` (up to 1000) open messages that are past their time, to be closed with `mark_failed`."""
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM outbox WHERE {_OPEN} AND expires_ms <= ? ORDER BY expires_ms LIMIT ?",
         (now_ms, min(limit, _MAX_PAGE)),
-    ).fetchall()
-    expired = [OutboxRow(*row) for row in rows]
-    for row in expired:
-        mark_failed(connection, row.message_id, "expired")
-    return expired
+    )
+    return [OutboxRow(*row) for row in rows]
 
 
 def forget(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> int:

@@ -6,10 +6,11 @@ Plain functions over a connection, for `Database.transact` and `Database.read`.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from comity.errors import StorageError
+from comity.errors import CertificateInvalid
 
 _MAX_PAGE: Final = 1000
 
@@ -68,15 +69,21 @@ _COLUMNS: Final = "task_id, agreement_digest, dataset, author, record, record_di
 def put_record(connection: sqlite3.Connection, record: CertifiedRecord) -> bool:
     """Store a record; False, and nothing changed, if it is there already.
 
+    A task has one record. Its author can have two certified only under two agreements or in two revisions; two of one
+    agreement and revision need more than f faulty reviewers, since two quorums share an honest one, which reviews one
+    record of a task's revision (`inbox.take_tasks`).
+
     Raises:
-        StorageError: another record is certified for the same task, which a quorum cannot do.
+        CertificateInvalid: another record of the same author is certified for the same task; the first one stays.
     """
-    stored = connection.execute("SELECT record_digest FROM records WHERE task_id = ?", (record.task_id,)).fetchone()
+    stored = connection.execute(
+        "SELECT record_digest FROM records WHERE task_id = ? AND author = ?", (record.task_id, record.author)
+    ).fetchone()
     if stored is not None:
         if stored[0] != record.record_digest:
-            raise StorageError(
-                f"task {record.task_id.hex()} has a certified record {stored[0].hex()} and now another one, "
-                f"{record.record_digest.hex()}; keep both certificates: they prove a faulty quorum"
+            raise CertificateInvalid(
+                f"{record.author} had the record {stored[0].hex()} certified for task {record.task_id.hex()} and now "
+                f"{record.record_digest.hex()}: by mistake or on purpose, if not more reviewers than agreed are faulty"
             )
         return False
     connection.execute(
@@ -99,11 +106,18 @@ def put_record(connection: sqlite3.Connection, record: CertifiedRecord) -> bool:
 
 
 def get_record(connection: sqlite3.Connection, task_id: bytes) -> CertifiedRecord | None:
-    """Return a record with its proof, None if there is none."""
+    """Return the record of a task with its proof (the first, if two authors used one id), None if there is none."""
     row = connection.execute(
-        f"SELECT {_COLUMNS}, certificate, provenance FROM records WHERE task_id = ?", (task_id,)
+        f"SELECT {_COLUMNS}, certificate, provenance FROM records WHERE task_id = ? ORDER BY sequence", (task_id,)
     ).fetchone()
     return None if row is None else CertifiedRecord(*row)
+
+
+def stored_digests(connection: sqlite3.Connection, author: str, task_ids: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Return the digests of the records of an author's tasks, by task id; those that are not stored are left out."""
+    sql = "SELECT record_digest FROM records WHERE task_id = ? AND author = ?"
+    found = {task_id: connection.execute(sql, (task_id, author)).fetchone() for task_id in task_ids}
+    return {task_id: bytes(row[0]) for task_id, row in found.items() if row is not None}
 
 
 def list_records(
@@ -156,5 +170,7 @@ def delete_expired(connection: sqlite3.Connection, now_ms: int, *, limit: int = 
         (now_ms, min(limit, _MAX_PAGE)),
     ).fetchall()
     expired = [StoredRecord(*row) for row in rows]
-    connection.executemany("DELETE FROM records WHERE task_id = ?", [(record.task_id,) for record in expired])
+    connection.executemany(
+        "DELETE FROM records WHERE task_id = ? AND author = ?", [(record.task_id, record.author) for record in expired]
+    )
     return expired

@@ -33,14 +33,6 @@ def add_disagreement(connection: sqlite3.Connection, organization: str, role: st
     _add(connection, organization, role, 0.0, weight)
 
 
-def get_reliability(connection: sqlite3.Connection, organization: str, role: str) -> ReliabilityRow:
-    """Return the counts of an organization in a role; zeros if nothing is known."""
-    row = connection.execute(
-        "SELECT agreed, disagreed FROM reliability WHERE organization = ? AND role = ?", (organization, role)
-    ).fetchone()
-    return ReliabilityRow(organization, role, *(row or (0.0, 0.0)))
-
-
 def list_reliability(connection: sqlite3.Connection) -> list[ReliabilityRow]:
     """Return all counts (up to 10000), by organization and role."""
     rows = connection.execute(

@@ -4,7 +4,7 @@ Plain functions over a connection, for `Database.transact` and `Database.read`.
 
 Invariants
   R2  one vote per task, revision and organization: the same one again changes nothing.
-  S9  a second, different vote is kept aside with the first: a portable proof against its signer.
+  S9  a second, different vote on the same record is kept aside with the first: a portable proof against its signer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Final
 
+from comity.digest import sha256
 from comity_node.storage.packing import pack, unpack
 
 _MAX_PAGE: Final = 1000
@@ -53,6 +54,8 @@ class VoteRow:
         accept: the vote.
         score: 0 to 10000.
         received_ms: when it came.
+        subject: `vote_subject` of what was reviewed; empty where all votes on a task's revision that come this far are
+            about one record, agreement and epoch.
     """
 
     task_id: bytes
@@ -63,11 +66,12 @@ class VoteRow:
     accept: bool
     score: int
     received_ms: int
+    subject: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class EquivocationRow:
-    """Two different reviews of one task and revision that one organization signed."""
+    """Two reviews of one record that one organization signed, with different votes or scores."""
 
     task_id: bytes
     revision: int
@@ -87,7 +91,7 @@ class Added(enum.Enum):
 
 
 _ASSIGNMENT: Final = "batch_id, revision, organization, state, offered_ms, lease_until_ms"
-_VOTE: Final = "task_id, revision, organization, review, chain, accept, score, received_ms"
+_VOTE: Final = "task_id, revision, organization, review, chain, accept, score, received_ms, subject"
 _EQUIVOCATION: Final = "task_id, revision, organization, first_review, second_review, chain, received_ms"
 
 
@@ -119,60 +123,43 @@ def list_assignments(connection: sqlite3.Connection, batch_id: bytes, revision: 
     return [AssignmentRow(*row) for row in rows]
 
 
-def lapsed_assignments(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[AssignmentRow]:
-    """Return at most `limit` (up to 1000) offered or held assignments whose lease is over, longest over first."""
-    rows = connection.execute(
-        f"SELECT {_ASSIGNMENT} FROM assignments WHERE state IN ('offered', 'held') AND lease_until_ms <= ?"
-        " ORDER BY lease_until_ms LIMIT ?",
-        (now_ms, min(limit, _MAX_PAGE)),
-    )
-    return [AssignmentRow(*row) for row in rows]
-
-
-def count_open_assignments(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return how many batches each organization was offered or holds."""
-    rows = connection.execute(
-        "SELECT organization, count(*) FROM assignments WHERE state IN ('offered', 'held') GROUP BY organization"
-    )
-    return {str(organization): int(count) for organization, count in rows}
+def vote_subject(record_digest: bytes, agreement_digest: bytes, bundle_epoch: int) -> bytes:
+    """Return the 32-byte digest of what a review is about: a record, under an agreement, in an epoch of the trust."""
+    return sha256(pack((record_digest, agreement_digest, bundle_epoch.to_bytes(8, "big"))))
 
 
 def add_vote(connection: sqlite3.Connection, vote: VoteRow) -> Added:
     """Store a vote, once.
 
     Returns:
-        NEW if it was stored; SAME if this very envelope is there; DIFFERENT if another one of the same organization is
-        there: that one stays, and the first such pair is kept as an equivocation.
+        NEW if it was stored; SAME if one of the same organization is there that is about the same and says the same
+        (signed anew, perhaps); DIFFERENT if one is there that does not: that one stays. If both are about the same
+        record, agreement and epoch and accept or score differs, the first such pair is kept as an equivocation: an
+        honest reviewer signs no such two. Reviews of two records prove nothing against who signed them.
 
     Raises:
         sqlite3.IntegrityError: there is no such task (`StorageError` out of `Database.transact`).
     """
     key = (vote.task_id, vote.revision, vote.organization)
     stored = connection.execute(
-        "SELECT review FROM votes WHERE task_id = ? AND revision = ? AND organization = ?", key
+        "SELECT review, subject, accept, score FROM votes WHERE task_id = ? AND revision = ? AND organization = ?", key
     ).fetchone()
     if stored is None:
         connection.execute(
-            f"INSERT INTO votes ({_VOTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, vote.review, pack(vote.chain), int(vote.accept), vote.score, vote.received_ms),
+            f"INSERT INTO votes ({_VOTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, vote.review, pack(vote.chain), int(vote.accept), vote.score, vote.received_ms, vote.subject),
         )
         return Added.NEW
-    if stored[0] == vote.review:
+    first_review, subject, *said = stored
+    if subject != vote.subject:
+        return Added.DIFFERENT
+    if said == [int(vote.accept), vote.score]:
         return Added.SAME
     connection.execute(
         f"INSERT INTO equivocations ({_EQUIVOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (*key, stored[0], vote.review, pack(vote.chain), vote.received_ms),
+        (*key, first_review, vote.review, pack(vote.chain), vote.received_ms),
     )
     return Added.DIFFERENT
-
-
-def list_votes(connection: sqlite3.Connection, task_id: bytes, revision: int) -> list[VoteRow]:
-    """Return the votes on a task's revision (up to 1000), by organization."""
-    rows = connection.execute(
-        f"SELECT {_VOTE} FROM votes WHERE task_id = ? AND revision = ? ORDER BY organization LIMIT ?",
-        (task_id, revision, _MAX_PAGE),
-    )
-    return [_vote(row) for row in rows]
 
 
 def batch_votes(connection: sqlite3.Connection, batch_id: bytes, revision: int) -> dict[bytes, list[VoteRow]]:
@@ -203,5 +190,5 @@ def list_equivocations(
 
 
 def _vote(row: tuple[Any, ...]) -> VoteRow:
-    task_id, revision, organization, review, chain, accept, score, received_ms = row
-    return VoteRow(task_id, revision, organization, review, unpack(chain), bool(accept), score, received_ms)
+    task_id, revision, organization, review, chain, accept, score, received_ms, subject = row
+    return VoteRow(task_id, revision, organization, review, unpack(chain), bool(accept), score, received_ms, subject)

@@ -15,7 +15,7 @@ from comity.errors import StorageError
 #: `PRAGMA application_id`: "cmty" in ASCII.
 APPLICATION_ID: Final = 0x636D7479
 #: `PRAGMA user_version` of the tables below.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 #: STRICT tables came with 3.37, JSON functions in every build with 3.38.
 MIN_SQLITE: Final = (3, 38, 0)
 
@@ -83,12 +83,12 @@ CREATE TABLE assignments (
   lease_until_ms INTEGER NOT NULL,
   PRIMARY KEY (batch_id, revision, organization)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX assignments_by_lease ON assignments (state, lease_until_ms);
 
 CREATE TABLE votes (
   task_id BLOB NOT NULL REFERENCES tasks,
   revision INTEGER NOT NULL,
   organization TEXT NOT NULL,
+  subject BLOB NOT NULL,
   review BLOB NOT NULL,
   chain BLOB NOT NULL,
   accept INTEGER NOT NULL CHECK (accept IN (0, 1)),
@@ -124,6 +124,18 @@ CREATE TABLE inbox (
   done_ms INTEGER
 ) STRICT;
 CREATE INDEX inbox_by_state ON inbox (state, home, received_ms);
+
+CREATE TABLE reviewed (
+  agreement_digest BLOB NOT NULL,
+  home TEXT NOT NULL,
+  task_id BLOB NOT NULL,
+  revision INTEGER NOT NULL,
+  record_digest BLOB NOT NULL,
+  batch_id BLOB NOT NULL,
+  taken_ms INTEGER NOT NULL,
+  PRIMARY KEY (agreement_digest, home, task_id, revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX reviewed_by_age ON reviewed (taken_ms);
 
 CREATE TABLE outbox (
   message_id BLOB PRIMARY KEY CHECK (length(message_id) = 16),
@@ -167,10 +179,11 @@ CREATE TABLE updates (
   PRIMARY KEY (direction, federation, round, organization)
 ) STRICT, WITHOUT ROWID;
 
--- AUTOINCREMENT: a cursor never meets a number twice, whatever is deleted.
+-- AUTOINCREMENT: a cursor never meets a number twice, whatever is deleted. A task's id is its author's to choose, so it
+-- is unique only together with the author.
 CREATE TABLE records (
   sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-  task_id BLOB NOT NULL UNIQUE CHECK (length(task_id) = 16),
+  task_id BLOB NOT NULL CHECK (length(task_id) = 16),
   agreement_digest BLOB NOT NULL,
   dataset TEXT NOT NULL,
   author TEXT NOT NULL,
@@ -180,7 +193,8 @@ CREATE TABLE records (
   certificate BLOB NOT NULL,
   provenance BLOB NOT NULL,
   stored_ms INTEGER NOT NULL,
-  retain_until_ms INTEGER
+  retain_until_ms INTEGER,
+  UNIQUE (task_id, author)
 ) STRICT;
 CREATE INDEX records_by_dataset ON records (dataset, author, sequence);
 CREATE INDEX records_by_agreement ON records (agreement_digest, sequence);

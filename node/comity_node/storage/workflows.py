@@ -152,12 +152,6 @@ def put_agreement(connection: sqlite3.Connection, row: AgreementRow) -> bool:
     return changed.rowcount == 1
 
 
-def get_agreement(connection: sqlite3.Connection, digest: bytes) -> AgreementRow | None:
-    """Return an agreement, None if there is none."""
-    row = connection.execute(f"SELECT {_AGREEMENT} FROM agreements WHERE digest = ?", (digest,)).fetchone()
-    return None if row is None else AgreementRow(*row)
-
-
 def list_agreements(
     connection: sqlite3.Connection,
     *,

@@ -17,6 +17,8 @@ from comity.errors import ConfigError, TrustError
 MAX_ADDRESS_LENGTH = 320
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63})*\.?")
 
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+
 HostKind = Literal["ip4", "ip6", "dns", "dns4", "dns6"]
 
 
@@ -40,13 +42,35 @@ class Address:
 
     @property
     def is_private(self) -> bool:
-        """Whether it is a literal address that means something else to everybody (loopback, private, ...)."""
-        return self.kind in ("ip4", "ip6") and not ipaddress.ip_address(self.host).is_global
+        """Whether it means something else to everybody (loopback, private, ...); of a name its form alone tells."""
+        if self.kind in ("ip4", "ip6"):
+            return not ipaddress.ip_address(self.host).is_global
+        return f".{self.host.rstrip('.')}".endswith(".localhost")
 
     @property
     def is_wildcard(self) -> bool:
         """Whether it stands for every address of the machine: good to listen on, not to dial."""
         return self.kind in ("ip4", "ip6") and ipaddress.ip_address(self.host).is_unspecified
+
+
+def may_dial(address: Address, *, allow_private: bool) -> bool:
+    """Whether an address that a peer has named is dialled: it must not lead back into our own machine or network.
+
+    Args:
+        address: what the peer said.
+        allow_private: whether this node's own network is one of private addresses.
+    """
+    return not address.is_wildcard and (allow_private or not address.is_private)
+
+
+def is_own_machine(host: str) -> bool:
+    """Whether an IP address, such as one that a name led to, is of this machine or its link alone.
+
+    `169.254.169.254`, where clouds hand out credentials, is among them.
+    """
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return any(each.is_loopback or each.is_link_local or each.is_unspecified for each in (address, mapped or address))
 
 
 def parse_address(text: str) -> Address:
@@ -82,10 +106,14 @@ def _checked_host(kind: str, host: str, port: int, peer_id: str) -> Address:
         case "ip4":
             return Address("ip4", str(ipaddress.IPv4Address(host)), port, peer_id)
         case "ip6":
+            if "%" in host:
+                raise ValueError("an address with a zone means something on one machine only")
             return Address("ip6", str(ipaddress.IPv6Address(host)), port, peer_id)
         case "dns" | "dns4" | "dns6":
             if not _DNS_NAME.fullmatch(host):
                 raise ValueError(f"{host!r} is no host name")
+            if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+                raise ValueError(f"{host!r} is no host name: resolvers take it for an IP address")
             return Address(kind, host.lower(), port, peer_id)
         case _:
             raise ValueError(f"{kind!r} is not ip4, ip6, dns, dns4 or dns6")

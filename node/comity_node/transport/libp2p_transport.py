@@ -10,6 +10,7 @@ left. Here
   and `handshake_bytes`; when too many are unproved the oldest makes room, so silent sockets block nobody;
 - a peer that is not confirmed (attested by links) within `confirm_s` is cut; until then it has few streams
   and small windows, and when too many such strangers are connected the oldest makes room;
+- only so many handshakes a second are computed for those who connect;
 - connections are bounded in all and for each peer, streams and unread bytes for each connection.
 """
 
@@ -26,10 +27,11 @@ import trio
 from comity.errors import Busy, ComityError, ConfigError, LinkClosed, PeerUnreachable
 from comity.signing import PrivateKey
 from comity_node.transport import yamux
-from comity_node.transport.address import Address, parse_address
+from comity_node.transport.address import Address, is_own_machine, parse_address
 from comity_node.transport.base import ByteStream, StreamHandler
 from comity_node.transport.libp2p_upgrade import Upgrader, agree, propose
 from comity_node.transport.muxed import MuxedConnection, MuxedStream
+from comity_node.transport.pace import Pace
 from comity_node.transport.wire import Wire
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Libp2pLimits:
     Attributes:
         handshake_s: from the TCP connection to a proved key and an agreed multiplexer.
         handshake_bytes: what a peer may send in that time.
+        handshakes_per_s: handshakes of inbound connections that are computed, in the long run.
+        handshake_burst: of them, at once after a quiet time.
+        handshake_wait_s: an inbound connection that would wait longer for its handshake is closed.
         max_unproved: inbound connections that have not proved their key; over that the oldest is closed.
         confirm_s: from there until links have attested the peer.
         max_strangers: connections of peers that are not attested; over that the oldest is closed.
@@ -58,6 +63,9 @@ class Libp2pLimits:
 
     handshake_s: float = 5.0
     handshake_bytes: int = 16 * 1024
+    handshakes_per_s: float = 50.0
+    handshake_burst: int = 128
+    handshake_wait_s: float = 1.0
     max_unproved: int = 128
     confirm_s: float = 10.0
     max_strangers: int = 128
@@ -81,6 +89,7 @@ class Libp2pTransport:
         *,
         announce: Sequence[str] = (),
         limits: Libp2pLimits | None = None,
+        allow_private: bool = True,
     ) -> None:
         """Make a transport; `run` starts it.
 
@@ -90,6 +99,7 @@ class Libp2pTransport:
             announce: multiaddrs under which others can dial this node, when those listened on do not say it
                 (a wildcard address, address translation).
             limits: what strangers and peers may cost.
+            allow_private: whether a name may lead to this machine; peers name names, too, and choose where they lead.
 
         Raises:
             ConfigError: an address is malformed, or one to listen on is not an IP address.
@@ -98,7 +108,13 @@ class Libp2pTransport:
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [parse_address(text) for text in announce]
         self._peer_id = key.peer_id
-        self._upgrader = Upgrader(key)
+        self._allow_private = allow_private
+        pace = Pace(
+            self._limits.handshakes_per_s,
+            burst=self._limits.handshake_burst,
+            longest_wait_s=self._limits.handshake_wait_s,
+        )
+        self._upgrader = Upgrader(key, pace)
         self._handlers: dict[str, StreamHandler] = {}
         self._unproved: dict[int, trio.CancelScope] = {}
         self._accepted = 0
@@ -296,6 +312,11 @@ class Libp2pTransport:
             socket = await trio.open_tcp_stream(address.host, address.port)
         if scope.cancelled_caught:
             raise PeerUnreachable(f"no answer in {self._limits.dial_s:g} s")
+        if address.kind not in ("ip4", "ip6") and not self._allow_private:
+            host = socket.socket.getpeername()[0]
+            if is_own_machine(host):  # nothing has been said there
+                socket.socket.close()
+                raise PeerUnreachable(f"the name leads to {host}, on this machine or its link: name its IP address")
         return await self._secure(socket, peer_id)
 
     def _count(self) -> int:

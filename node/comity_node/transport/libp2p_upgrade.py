@@ -16,6 +16,7 @@ from comity.errors import ComityError, FrameTooLarge, LinkClosed, PeerUnreachabl
 from comity.signing import PrivateKey
 from comity_node.transport import yamux
 from comity_node.transport.muxed import MuxedStream
+from comity_node.transport.pace import Pace
 from comity_node.transport.wire import Wire
 
 _logger = logging.getLogger("libp2p")
@@ -45,8 +46,14 @@ _NEGOTIATION_BYTES = 1024
 class Upgrader:
     """Makes a secured connection, with an agreed multiplexer, of a TCP connection."""
 
-    def __init__(self, key: PrivateKey) -> None:
-        """Make an upgrader that proves `key`; the Noise static key is made anew for each process."""
+    def __init__(self, key: PrivateKey, pace: Pace) -> None:
+        """Make an upgrader that proves `key`; the Noise static key is made anew for each process.
+
+        Args:
+            key: the node's.
+            pace: of the handshakes that others begin, each of which costs some milliseconds of computing.
+        """
+        self._pace = pace
         noise = NoiseTransport(create_new_key_pair(key.seed), create_noise_key_pair().private_key)
         self._security: Any = GenericMultistreamSelector()
         self._security.add_handler(NOISE_PROTOCOL_ID, noise)
@@ -65,6 +72,7 @@ class Upgrader:
 
         Raises:
             LinkClosed: the connection broke.
+            Busy: others begin more handshakes than are computed.
             ProtocolError: the peer speaks something else, or is somebody else.
         """
         return await _translated(self._upgrade(wire, expected_peer), "the handshake failed")
@@ -72,6 +80,7 @@ class Upgrader:
     async def _upgrade(self, wire: Wire, expected_peer: str | None) -> tuple[NoiseChannel, str]:
         _, noise = await self._security.select(wire, wire.is_initiator)
         if expected_peer is None:
+            await self._pace.turn()
             session = await noise.secure_inbound(wire)
         else:
             session = await noise.secure_outbound(wire, ID.from_base58(expected_peer))
