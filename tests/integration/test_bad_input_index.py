@@ -81,7 +81,6 @@ a port in use:
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -96,11 +95,8 @@ def table() -> dict[str, list[str]]:
 
 
 def defined() -> set[str]:
-    found: set[str] = set()
-    for path in TESTS.rglob("test_*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
-    return found
+    texts = (path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    return {name for text in texts for name in re.findall(r"^ *def (test_\w+)\(", text, flags=re.MULTILINE)}
 
 
 def test_every_bad_input_has_a_test() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from comity.agreement import check_signature, conclude, open_agreement, parse_terms, sign_terms
+from comity.agreement import MAX_RECORDS, check_signature, conclude, open_agreement, parse_terms, sign_terms
 from comity.errors import AgreementError, ComityError, TrustError
 from comity.v1.agreement_pb2 import Agreement, Obligations, ReviewTerms
 from kit.consortium import NOW_MS, Consortium, consortium, names
@@ -36,17 +36,20 @@ def test_an_agreement(lab: Consortium) -> None:
 @pytest.mark.parametrize("missing", MEMBERS)
 def test_everybody_has_to_sign(lab: Consortium, missing: str) -> None:
     signers = [name for name in MEMBERS if name != missing]
-    with pytest.raises(AgreementError, match=f"not signed by {missing}"):
+    with pytest.raises(AgreementError, match="one signature of each participant"):
         open_agreement(make_agreement(lab, signers=signers), lab.trust)
+    twice = [*signers, signers[0]]
+    with pytest.raises(AgreementError, match=f"not signed by {missing}"):
+        open_agreement(make_agreement(lab, signers=twice), lab.trust)
 
 
 @pytest.mark.invariant("S1")
 def test_who_signs_twice_or_unasked(lab: Consortium) -> None:
-    with pytest.raises(AgreementError, match="each once"):
+    with pytest.raises(AgreementError, match="one signature of each participant"):
         open_agreement(make_agreement(lab, signers=[*MEMBERS, MEMBERS[0]]), lab.trust)
     review = ReviewTerms(eligible=3, quorum=2)
     few = make_terms(lab, MEMBERS[:4], review=review)
-    with pytest.raises(AgreementError, match="each once"):
+    with pytest.raises(AgreementError, match="one signature of each participant"):
         open_agreement(make_agreement(lab, few, signers=MEMBERS), lab.trust)
     open_agreement(make_agreement(lab, few), lab.trust)
 
@@ -121,10 +124,15 @@ def test_any_changed_byte_is_refused(lab: Consortium) -> None:
         ({"review": ReviewTerms(eligible=5, faulty=1, quorum=4)}, "author does not vote"),
         ({"review": ReviewTerms(eligible=4, faulty=1, quorum=3, min_score=10_001)}, "over 10000"),
         ({"records_per_organization": 0}, "records_per_organization"),
+        ({"records_per_organization": MAX_RECORDS + 1}, "records_per_organization"),
+        ({"purpose": "x" * 129}, "over 128 characters"),
+        ({"dataset": "x" * 129}, "over 128 characters"),
+        ({"id": "x" * 129}, "over 128 characters"),
         ({"batch_records": 0}, "batch_records"),
         ({"batch_records": 257}, "batch_records"),
         ({"repair_rounds": 11}, "repair_rounds"),
         ({"lease_seconds": 0}, "lease_seconds"),
+        ({"lease_seconds": 3601}, "lease_seconds"),
         ({"expires_ms": NOW_MS}, "does not last"),
         ({"expires_ms": NOW_MS + 367 * 86_400_000}, "does not last"),
         ({"obligations": Obligations(onward="sometimes")}, "onward"),
@@ -133,6 +141,7 @@ def test_any_changed_byte_is_refused(lab: Consortium) -> None:
         ({"obligations": Obligations(min_distance_to_private=-1.0)}, "min_distance"),
         ({"obligations": Obligations(min_distance_to_private=float("nan"))}, "min_distance"),
         ({"obligations": Obligations(retain_seconds=2**63)}, "retain_seconds"),
+        ({"obligations": Obligations(redact=[f"f{number}" for number in range(257)])}, "over 256 fields"),
     ],
 )
 def test_terms_that_make_no_sense(lab: Consortium, changes: dict[str, Any], reason: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from comity.digest import canonical_json, sha256
 from comity.envelope import sign_document
 from comity.errors import CertificateInvalid, EnvelopeError, TrustError
-from comity.hops import CREATE, SEND, sign_hop, verify_hops
+from comity.hops import CREATE, SEND, check_attested, sign_hop, verify_hops
 from comity.trust import NodeIdentity
 from comity.v1.task_pb2 import Hop
 from kit.consortium import attested, consortium, names
@@ -145,3 +145,27 @@ def test_a_history_without_end(home: NodeIdentity) -> None:
     assert len(verify(home, history[:512], RECORD)) == 512
     with pytest.raises(CertificateInvalid, match="over 512 hops"):
         verify(home, history, RECORD)
+
+
+@pytest.mark.invariant("S1")
+def test_a_home_has_to_attest_the_distance_that_was_agreed(home: NodeIdentity) -> None:
+    def hops(*attested: str | None, repaired: bool = False) -> tuple[Hop, ...]:
+        passages = [
+            make_passage(
+                CREATE if number == 0 or repaired else SEND,
+                revision=number if repaired else 0,
+                attested={} if text is None else {"min_distance_to_private": text},
+            )
+            for number, text in enumerate(attested)
+        ]
+        return verify(home, make_history(home, passages), RECORD)
+
+    for good in (("0.2", None), ("0.25", "0.1"), ("1e3",)):
+        check_attested(hops(*good), 0.2)
+    check_attested(hops(None), 0.0)
+    check_attested(hops("0.1", "0.2", repaired=True), 0.2)
+    for bad in (None, "0.1", "", "far", "nan", "-1"):
+        with pytest.raises(CertificateInvalid, match=r"does not attest a distance of 0\.2"):
+            check_attested(hops(bad, "0.5"), 0.2)
+    with pytest.raises(CertificateInvalid, match="does not attest"):
+        check_attested(hops("0.2", "0.1", repaired=True), 0.2)

@@ -21,7 +21,7 @@ from comity.statement import (
     ed25519_signer,
     sign_statement,
 )
-from comity.v1.agreement_pb2 import Agreement
+from comity.v1.agreement_pb2 import Agreement, Obligations
 from comity.v1.task_pb2 import CertifiedRecord
 from kit.consortium import Consortium, consortium, names
 from kit.documents import (
@@ -200,6 +200,15 @@ def test_a_record_that_a_quorum_rejected_is_not_passed_off_as_certified(world: W
     rejected = make_certified(world.lab, world.agreed, author=AUTHOR, holder=HOLDER, scores=scores, accept=False)
     with pytest.raises(ComityError, match="does not accept the record"):
         world.verify(make_provenance(world.lab.nodes[HOLDER], rejected, world.agreement))
+
+
+@pytest.mark.invariant("S1")
+def test_a_record_whose_home_does_not_attest_what_was_agreed(world: World) -> None:
+    owed = {"obligations": Obligations(onward="never", min_distance_to_private=0.2)}
+    agreed, agreement = agree(world.lab, **owed), make_agreement(world.lab, make_terms(world.lab, **owed))
+    certified = make_certified(world.lab, agreed, author=AUTHOR, holder=HOLDER, scores=SCORES)
+    with pytest.raises(ComityError, match="does not attest a distance"):
+        world.verify(make_provenance(world.lab.nodes[HOLDER], certified, agreement))
 
 
 @pytest.mark.invariant("S5")

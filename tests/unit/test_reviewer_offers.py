@@ -350,7 +350,9 @@ def test_a_record_that_comes_again_leaves_no_second_trace(tmp_path: Path) -> Non
         scores = {BEA: 9000, CYD: 9000}
         good = make_certified(lab.consortium, agreed, author=ADA, holder=BEA, scores=scores)
         body = RecordDelivery(records=[good]).SerializeToString()
-        assert (await lab.deliver(ADA, BEA, "records", body)).status == Receipt.STATUS_ACCEPTED
+        async with trio.open_nursery() as nursery:  # none of them finds it there when it looks
+            for _ in range(3):
+                nursery.start_soon(lab.deliver, ADA, BEA, "records", body)
         entries = bea.audited()
         assert sum(one["action"] == "record.stored" for one in entries) == 1
         twice = RecordDelivery(records=[good] * 2).SerializeToString()
