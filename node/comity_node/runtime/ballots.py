@@ -152,4 +152,5 @@ def _vote(checked: CheckedReview, now_ms: int) -> journal.VoteRow:
         accept=review.accept,
         score=review.score,
         received_ms=now_ms,
+        subject=journal.vote_subject(review.record_digest, review.agreement_digest, review.bundle_epoch),
     )
