@@ -191,6 +191,12 @@ def sealed(
     return seal(NODES[signer].key, kind, b"a body", **values)
 
 
+def forged() -> bytes:
+    """A message whose signature has one bit changed."""
+    payload = sealed()
+    return payload[:-1] + bytes([payload[-1] ^ 1])
+
+
 @pytest.mark.invariant("S2")
 @pytest.mark.invariant("S5")
 def test_a_message_passes_once(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def test_a_message_passes_once(tmp_path: Path) -> None:
         (sealed(kind="records"), EnvelopeMalformed, "not expected"),
         (sealed(now_ms=NOW_MS - 200_000), StaleMessage, "expired"),
         (sealed(now_ms=NOW_MS + 200_000), StaleMessage, "from the future"),
-        (sealed()[:-1] + b"\0", SignatureInvalid, "signature"),
+        (forged(), SignatureInvalid, "signature"),
         (b"garbage", EnvelopeMalformed, "envelope"),
         (b"", EnvelopeMalformed, "envelope"),
     ],

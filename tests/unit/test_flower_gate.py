@@ -131,7 +131,9 @@ def more_arrays(content: RecordDict) -> None:
 
 def bent_manifest(content: RecordDict) -> None:
     signed = read_manifest(content[MANIFEST_RECORD])
-    content[MANIFEST_RECORD] = manifest_record(replace(signed, manifest=signed.manifest[:-1] + b"\0"))
+    content[MANIFEST_RECORD] = manifest_record(
+        replace(signed, manifest=signed.manifest[:-1] + bytes([signed.manifest[-1] ^ 1]))
+    )
 
 
 def no_chain(content: RecordDict) -> None:
