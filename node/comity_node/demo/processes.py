@@ -123,7 +123,7 @@ class Processes:
 
     def leave(self) -> list[int]:
         """Let everything run on after the demo; returns the process ids."""
-        left = [one.process.pid for one in self._running.values()]
+        left = [one.process.pid for one in self._running.values() if one.process.poll() is None]
         self._running.clear()
         return left
 

@@ -91,8 +91,7 @@ def run(options: DemoOptions) -> int:
             display.line(f"ablation over {options.seeds} seeds: waiting for the rest")
             story.timings["ablation (rest)"] = _await_ablation(options, processes, ablation)
             _verify(homes, out, story)
-            if options.keep:
-                _leave(homes, processes)
+            left = _leave(homes, processes) if options.keep else []
     schema = homes[0].data / SCHEMA_FILE
     made = report.build(
         report.Inputs(
@@ -115,6 +114,7 @@ def run(options: DemoOptions) -> int:
     as_json, as_html = report.write(made, out)
     print("\n".join(report.summary_lines(made)))
     print(f"\nreport: {_shown(as_html)} and {_shown(as_json)}")
+    print("\n".join(left))
     report.check(made)
     return 0 if all(one.passed for one in story.verify) else 1
 
@@ -191,15 +191,14 @@ def _verify(homes: Sequence[Home], out: Path, story: _Story) -> None:
         story.verify.append(report.Verification(what, command, done.returncode == 0, text))
 
 
-def _leave(homes: Sequence[Home], processes: Processes) -> None:
-    pids = processes.leave()
-    print(f"\nthe organizations run on (processes {', '.join(map(str, pids))}); talk to them:")
-    for home in homes:
-        print(f"  {_program()} node status --home {_shown(home.path)}")
-    print("stop them:")
-    for home in homes:
-        print(f"  {_program()} node stop --home {_shown(home.path)}")
-    print(f"  kill {' '.join(map(str, pids))}   # the workers too")
+def _leave(homes: Sequence[Home], processes: Processes) -> list[str]:
+    """Let everything run on; returns how to talk to it."""
+    pids = " ".join(map(str, processes.leave()))
+    lines = [f"the organizations run on (processes {pids}); talk to them:"]
+    lines += [f"  {_program()} node status --home {_shown(home.path)}" for home in homes]
+    lines += ["stop them:"]
+    lines += [f"  {_program()} node stop --home {_shown(home.path)}" for home in homes]
+    return [*lines, f"  kill {pids}   # the workers too"]
 
 
 def _program() -> str:
