@@ -155,6 +155,8 @@ def test_a_member_that_has_left_voids_its_agreements_and_stops_no_node(tmp_path:
         await lab.start(nursery, ada)
         assert lab.members[ada].up.runtime.agreements.all() == []
         assert set(await lab.counts(ada)) <= {"certified", "undecided"}
-        assert await lab.state(ada, workflow_id)
+        state, reason = await lab.state(ada, workflow_id)
+        assert state == "done"
+        assert "void" in reason
 
     run(main)

@@ -55,15 +55,17 @@ class Agreements:
             lambda c: journal.list_agreements(c, state=_ACTIVE, limit=_MAX_AGREEMENTS)
         ):
             if row.expires_ms + _LINGER_MS < self._now_ms():
-                await self._close(row.digest, _OVER, "the agreement has expired")
+                await self._close(row, _OVER, "the agreement has expired")
                 continue
             try:
                 self._known[row.digest] = _Kept(open_agreement(row.agreement, self._trust), row.agreement)
             except ComityError as error:
                 log.warning("agreement %s is void: %s", row.digest.hex()[:12], error)
-                await self._close(row.digest, _VOID, f"the agreement is void: {error}")
+                await self._close(row, _VOID, f"the agreement is void: {error}")
 
-    async def _close(self, digest: bytes, state: str, reason: str) -> None:
+    async def _close(self, row: journal.AgreementRow, state: str, reason: str) -> None:
+        """End what is open under an agreement that is over."""
+        digest = row.digest
         now_ms, reason = self._now_ms(), reason[:500]
         entry = audit.AuditEntry(
             kind="effect", action=f"agreement.{state}", agreement=digest, detail={"reason": reason}
@@ -72,6 +74,9 @@ class Agreements:
         def write(connection: sqlite3.Connection) -> None:
             audit.append(connection, entry, now_ms)
             journal.set_agreement_state(connection, digest, state)
+            for workflow in journal.list_workflows(connection, state="running"):
+                if workflow.agreement_digest == digest:
+                    journal.update_workflow(connection, workflow.workflow_id, state="done", reason=reason)
             while tasks := journal.list_tasks(connection, agreement_digest=digest, states=_OPEN):
                 for task in tasks:
                     ended = replace(task, state=State.UNDECIDED.value, reason=reason, updated_ms=now_ms)
