@@ -353,7 +353,7 @@ def _hints(links: Links) -> Sequence[PeerHint]:
     return [
         PeerHint(peer_id=state.peer_id, organization=state.organization, addresses=state.addresses)
         for state in links.peers()
-        if state.organization and state.addresses
+        if state.state == "connected" and state.addresses
     ]
 
 
