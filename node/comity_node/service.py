@@ -67,8 +67,14 @@ class Service:
         tasks = await self._database.read(journal.count_tasks_by_state)
         kept = await self._database.read(records.count_records)
         waiting = await self._database.read(journal.count_open)
+        liars = await self._database.read(journal.list_equivocations)
         counters = {f"tasks.{state}": count for state, count in tasks.items()}
-        counters |= {"records": sum(kept.values()), "outbox": sum(waiting.values()), **self._facts.counters()}
+        counters |= {
+            "records": sum(kept.values()),
+            "outbox": sum(waiting.values()),
+            "equivocations": len(liars),
+            **self._facts.counters(),
+        }
         bundle = self._trust.bundle
         return pb.GetStatusResponse(
             organization=self._identity.organization,
