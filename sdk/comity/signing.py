@@ -24,6 +24,8 @@ _LIBP2P_ED25519 = b"\x08\x01\x12\x20"
 _IDENTITY_36 = b"\x00\x24"
 _SIGNATURE_BYTES = 64
 _PUBLIC_KEY_BYTES = 32
+#: Characters of an Ed25519 PeerId: the six bytes that each begins with leave no other length.
+_PEER_ID_LENGTH = 52
 
 
 class PrivateKey:
@@ -152,8 +154,10 @@ def peer_id_to_bytes(text: str) -> bytes:
     """Return the multihash of a PeerId given in base58.
 
     Raises:
-        SignatureInvalid: it is no PeerId of an Ed25519 key.
+        SignatureInvalid: it is no PeerId of an Ed25519 key, in its one form.
     """
+    if len(text) != _PEER_ID_LENGTH:  # before it is decoded, which takes the square of its length
+        raise SignatureInvalid(f"{text[:_PEER_ID_LENGTH]!r} is not a PeerId")
     try:
         data = bytes(base58.b58decode(text))
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from comity.digest import sha256
-from comity.envelope import seal
+from comity.envelope import open_message, seal
 from comity.errors import (
     ComityError,
     EnvelopeMalformed,
@@ -19,8 +20,10 @@ from comity.errors import (
     ReplayedMessage,
     SignatureInvalid,
     StaleMessage,
+    StorageError,
     WrongAudience,
 )
+from comity.v1 import envelope_pb2
 from comity_node.admission import Gate, Question
 from comity_node.admission.gate import stored_high_water_ms
 from comity_node.policy.loader import loads_policy
@@ -181,6 +184,92 @@ def test_a_decision_that_one_rate_denies_uses_up_no_other(tmp_path: Path) -> Non
         assert decisions[1].rules == ("at-night",)
 
     with_gate(tmp_path / "node.db", main, text)
+
+
+@pytest.mark.invariant("S8")
+def test_calls_that_come_together_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
+    path, statements = tmp_path / "node.db", list[str]()
+    text = policy(ME, obligations={"record.send": "rate: {records: 7, per: 1m}"})
+
+    async def main(gate: Gate, database: Database) -> None:
+        allowed = list[bool]()
+
+        async def ask(number: int) -> None:
+            (decision,) = await gate.decide([question(agreement=bytes([number]) * 32)])
+            entries = await database.read(audit.entries)
+            assert [one.entry.decision for one in entries if one.entry.agreement == bytes([number]) * 32] == [
+                "allow" if decision.allowed else "deny"
+            ], "the entry is on disk before the decision is known"
+            allowed.append(decision.allowed)
+
+        await database.transact(lambda connection: connection.set_trace_callback(statements.append))
+        statements.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(ask, number)
+        assert sorted(allowed) == [False] * 13 + [True] * 7
+
+    with_gate(path, main, text)
+    assert statements.count("COMMIT") <= 3
+    assert [decision for _, decision, _, _ in logged(path)] == ["allow"] * 7 + ["deny"] * 13
+    assert audit.verify_file(path, None).entries == 20
+
+
+@pytest.mark.invariant("S8")
+def test_an_entry_that_cannot_be_written_costs_only_its_own_caller(tmp_path: Path) -> None:
+    path = tmp_path / "node.db"
+
+    async def main(gate: Gate, _: Database) -> None:
+        async def ask(too_large: bool) -> None:
+            asked = question()
+            if not too_large:
+                assert (await gate.demand(asked)).allowed
+                return
+            with pytest.raises(StorageError, match="an audit entry has"):
+                await gate.decide([asked, replace(asked, request=replace(asked.request, purpose="p" * 20_000))])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(9):
+                nursery.start_soon(ask, number % 3 == 0)
+
+    with_gate(path, main)
+    assert len(logged(path)) == 6, "nothing of a call that failed"
+    audit.verify_file(path, None)
+
+
+def test_messages_that_are_sealed_together_share_a_signature(tmp_path: Path) -> None:
+    async def main(gate: Gate, _: Database) -> None:
+        sealed_now: dict[str, bytes] = {}
+
+        async def send(to: str, body: str) -> None:
+            audience = NODES[to].peer_id
+            sealed_now[body] = await gate.seal(
+                "cards", body.encode(), audience=audience, message_id=gate.message_id(audience)
+            )
+
+        await send(PEER, "alone")
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(send, PEER, f"to a peer {number}")
+                nursery.start_soon(send, OTHER, f"to another {number}")
+        signatures = {signature(data) for body, data in sealed_now.items() if body != "alone"}
+        assert len(signatures) == 1
+        assert signature(sealed_now["alone"]) not in signatures
+        assert sealed_now["alone"][-66:-64] == b"\x2a\x40", "the plain form"
+        for body, data in sealed_now.items():
+            message = open_message(data, {"cards"})
+            to = OTHER if "another" in body else PEER
+            assert (message.body, message.header.audience) == (body.encode(), NODES[to].peer_id)
+            assert message.signer == NODES[ME].key.public_key
+        with pytest.raises(EnvelopeMalformed, match="16 bytes"):
+            await gate.seal("cards", b"", audience=NODES[PEER].peer_id, message_id=b"short")
+        assert len({gate.new_id()[:8] for _ in range(20)}) == 20, "ids that are no message's say nothing"
+
+    with_gate(tmp_path / "node.db", main)
+
+
+def signature(data: bytes) -> bytes:
+    return envelope_pb2.Envelope.FromString(data).signature[:64]
 
 
 def sealed(

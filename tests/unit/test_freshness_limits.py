@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -98,28 +99,76 @@ def test_the_bounds_themselves_are_good(good: Header) -> None:
     Freshness("me").check(ALICE, good, NOW)
 
 
+def of_epoch(number: int, counter: int = 0, *, issued: int = NOW) -> Header:
+    return Header("me", number.to_bytes(8, "big") + counter.to_bytes(8, "big"), issued, issued + 60_000)
+
+
+@pytest.mark.invariant("S5")
+def test_a_window_s_borders() -> None:
+    freshness = Freshness("me")
+    top = LIMITS.window + 100
+    freshness.check(ALICE, header(top), NOW)
+    freshness.check(ALICE, header(101), NOW)
+    for below in (100, 0):
+        with pytest.raises(StaleMessage, match="others: seal it anew"):
+            freshness.check(ALICE, header(below), NOW)
+    freshness.check(ALICE, header(top + 1), NOW)
+    with pytest.raises(StaleMessage, match="overtaken"):
+        freshness.check(ALICE, header(101), NOW)
+    with pytest.raises(ReplayedMessage):
+        freshness.check(ALICE, header(top), NOW)
+    freshness.check(ALICE, header(2**64 - 1), NOW)
+    for old in (top, top + 1):
+        with pytest.raises(StaleMessage):
+            freshness.check(ALICE, header(old), NOW)
+
+
+def test_epochs_do_not_touch_each_other() -> None:
+    freshness = Freshness("me")
+    for epoch in range(5):
+        for counter in (2**40, 2**40 - 3):
+            freshness.check(ALICE, of_epoch(epoch, counter), NOW)
+    assert len(freshness) == 5
+    for epoch in range(5):
+        with pytest.raises(ReplayedMessage):
+            freshness.check(ALICE, of_epoch(epoch, 2**40 - 3), NOW)
+
+
+@pytest.mark.invariant("S7")
+def test_no_number_of_messages_is_too_many() -> None:
+    """A hundred thousand in one second, and memory stays that of one window."""
+    freshness = Freshness("me")
+    for counter in range(100_000):
+        freshness.check(ALICE, header(counter), NOW)
+    assert len(freshness) == 1
+    for counter in (99_999, 99_999 - LIMITS.window + 1):
+        with pytest.raises(ReplayedMessage):
+            freshness.check(ALICE, header(counter), NOW)
+
+
 @pytest.mark.invariant("S7")
 def test_a_full_table_refuses_and_evicts_nothing() -> None:
-    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=3, ids=5))
+    freshness = Freshness("me", limits=FreshnessLimits(epochs_per_signer=3, epochs=5))
     for number in range(3):
-        freshness.check(ALICE, header(number), NOW)
+        freshness.check(ALICE, of_epoch(number), NOW)
     with pytest.raises(ReplayTableFull):
-        freshness.check(ALICE, header(3), NOW)
+        freshness.check(ALICE, of_epoch(3), NOW)
     for number in range(2):
-        freshness.check(BOB, header(number), NOW)
+        freshness.check(BOB, of_epoch(number), NOW)
     with pytest.raises(ReplayTableFull):
-        freshness.check(BOB, header(2), NOW)
+        freshness.check(BOB, of_epoch(2), NOW)
     with pytest.raises(ReplayTableFull):
-        freshness.check(b"c" * 32, header(), NOW)
+        freshness.check(b"c" * 32, of_epoch(0), NOW)
     assert len(freshness) == 5
     for number in range(3):
         with pytest.raises(ReplayedMessage):
-            freshness.check(ALICE, header(number), NOW)
+            freshness.check(ALICE, of_epoch(number), NOW)
+        freshness.check(ALICE, of_epoch(number, 1), NOW)  # those who are in go on
 
 
 @pytest.mark.invariant("S7")
 def test_an_organization_with_any_number_of_keys_leaves_room_for_the_others() -> None:
-    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=3, ids_per_group=4, ids=8))
+    freshness = Freshness("me", limits=FreshnessLimits(epochs_per_signer=3, epochs_per_group=4, epochs=8))
     keys = [bytes([number]) * 32 for number in range(20)]
     admitted = 0
     for key in keys:
@@ -133,24 +182,41 @@ def test_an_organization_with_any_number_of_keys_leaves_room_for_the_others() ->
     freshness.check(BOB, header(1), NOW)
     with pytest.raises(ReplayedMessage):
         freshness.check(keys[0], header(), NOW, "another.example")  # ids are the signer's, whoever vouches for it
-    # When they have expired the organization may send again.
+    # When they have expired the organization may start anew.
     later = NOW + 100_000
     freshness.check(keys[9], header(issued=later), later, "evil.example")
     assert len(freshness) == 1
 
 
 def test_by_default_no_organization_takes_more_than_a_quarter() -> None:
-    assert LIMITS.ids_per_group * 4 <= LIMITS.ids
+    assert LIMITS.epochs_per_group * 4 <= LIMITS.epochs
 
 
 @pytest.mark.invariant("S7")
 def test_memory_is_given_back_when_messages_expire() -> None:
-    freshness = Freshness("me", limits=FreshnessLimits(ids_per_signer=10, ids=10))
+    freshness = Freshness("me", limits=FreshnessLimits(epochs_per_signer=10, epochs=10))
     for wave in range(20):
         now = NOW + wave * 100_000
         for number in range(10):
-            freshness.check(ALICE, header(number, issued=now), now)
+            freshness.check(ALICE, of_epoch(wave * 10 + number, issued=now), now)
         assert len(freshness) == 10
+
+
+@pytest.mark.invariant("S7")
+def test_a_full_table_takes_at_most_eleven_megabytes() -> None:
+    """Signers, epochs and counters that share nothing, up to the limit."""
+    tracemalloc.start()
+    try:
+        freshness = Freshness("me")
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(LIMITS.epochs):
+            freshness.check(number.to_bytes(32, "big"), of_epoch(number, number * 7), NOW, f"{number // 64}.example")
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ReplayTableFull):
+        freshness.check(ALICE, of_epoch(0), NOW)
+    assert 2048 * LIMITS.epochs < taken < 11_000_000
 
 
 @pytest.mark.invariant("S5")
@@ -208,7 +274,7 @@ def test_the_gate_counts_the_messages_of_all_nodes_of_an_organization_together(t
                 identity=nodes[me],
                 policy=loads_policy(policy(me)),
                 database=database,
-                freshness=Freshness(mine, limits=FreshnessLimits(ids_per_group=2)),
+                freshness=Freshness(mine, limits=FreshnessLimits(epochs_per_group=2)),
                 now_ms=lambda: NOW_MS,
                 random_bytes=os.urandom,
             )

@@ -25,6 +25,7 @@ from comity.errors import (
     WrongAudience,
 )
 from comity.trust import Attested
+from comity.v1.envelope_pb2 import Envelope
 from comity.v1.task_pb2 import Receipt, TaskOffer
 from comity_node.admission import Gate
 from comity_node.policy.loader import loads_policy
@@ -32,6 +33,7 @@ from comity_node.protocol.freshness import Freshness
 from comity_node.runtime.messenger import Messenger, accepted
 from comity_node.runtime.pace import Pace, PaceLimits
 from comity_node.storage.database import Database, open_database
+from comity_node.transport.base import Priority
 from kit.consortium import NOW_MS, attested, consortium, names
 from kit.lab import policy
 
@@ -55,6 +57,19 @@ class Wire:
         assert peer_id == NODES[PEER].peer_id
         self.sent.append(payload)
         return self.answer(payload)
+
+
+@dataclass
+class ClassedWire(Wire):
+    """One that schedules."""
+
+    classes: list[Priority] = field(default_factory=list)
+
+    async def request(
+        self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
+    ) -> bytes:
+        self.classes.append(priority)
+        return await super().request(peer_id, payload, deadline_s)
 
 
 def gate(database: Database, organization: str = ME) -> Gate:
@@ -264,6 +279,61 @@ def test_asking(tmp_path: Path) -> None:
         assert len(wire.sent) == 1
 
     with_messenger(tmp_path, main)
+
+
+def test_a_question_is_sent_in_its_class(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_database(tmp_path / "node.db") as database:
+            wire = ClassedWire(answer=answer)
+            messenger = Messenger(gate(database), wire)
+            await messenger.ask(PEER, "cards", b"hello")
+            for priority in Priority:
+                await messenger.ask(PEER, "cards", b"hello", priority=priority)
+            assert wire.classes == [Priority.WORK, *Priority]
+
+    trio.run(main)
+
+
+def test_questions_that_are_asked_together_are_answered_each_for_itself(tmp_path: Path) -> None:
+    """Two whole nodes: requests and receipts are signed in batches, and each finds its own."""
+
+    async def main() -> None:
+        async with open_database(tmp_path / "a.db") as mine, open_database(tmp_path / "b.db") as theirs:
+            server = Messenger(gate(theirs, PEER), Wire())
+
+            async def handle(sender: Attested, body: bytes) -> Receipt:
+                await trio.lowlevel.checkpoint()
+                return accepted(body[::-1] + sender.organization.encode())
+
+            server.serve({"cards": handle})
+
+            class Near(Wire):
+                async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
+                    self.sent.append(payload)
+                    return await server.receive(attested(NODES[ME]), payload)
+
+            near = Near()
+            client = Messenger(gate(mine), near)
+
+            async def ask(number: int) -> None:
+                receipt = await client.ask(PEER, "cards", b"%03d" % number)
+                assert receipt.body == (b"%03d" % number)[::-1] + ME.encode()
+
+            for _ in range(3):
+                async with trio.open_nursery() as nursery:
+                    for number in range(200):
+                        nursery.start_soon(ask, number)
+            assert len(near.sent) == 600
+            assert len({Envelope.FromString(payload).signature[:64] for payload in near.sent}) < 60
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_by_default_an_organization_is_bounded_too() -> None:
+    pace = Pace()
+    assert sum(pace.take(PEER, 0) == 0 for _ in range(20_000)) == 10_000
+    assert sum(pace.take(PEER, 1_000) == 0 for _ in range(20_000)) == 5_000
 
 
 @pytest.mark.invariant("S2")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from comity import merkle
 from comity.errors import AuditBroken, StorageError
 from comity.signing import PrivateKey
-from comity_node.storage import audit, merkle, note, schema
+from comity_node.storage import audit, note, schema
 from comity_node.storage.audit import AuditEntry, AuditLog, NoteSigner
 from comity_node.storage.database import Database
 

@@ -11,8 +11,11 @@ import hashlib
 import nacl.bindings
 import pytest
 
+from comity import merkle
+from comity.envelope import Unsigned, open_document, sign_all
 from comity.errors import SignatureInvalid
 from comity.signing import PrivateKey, verify
+from comity.v1.envelope_pb2 import Envelope
 
 # Seed, public key, message, signature.
 RFC_8032 = {
@@ -111,6 +114,21 @@ def test_a_forgery_under_a_small_order_key_is_refused(public_key: bytes) -> None
     for message in (b"", b"pay the bearer"):
         with pytest.raises(SignatureInvalid):
             verify(public_key, forge(public_key, message), message)
+
+
+@pytest.mark.invariant("S2")
+@pytest.mark.parametrize("public_key", SMALL_ORDER_KEYS, ids=lambda key: key.hex())
+def test_a_batch_forged_under_a_small_order_key_is_refused(public_key: bytes) -> None:
+    """Nor is it, the second time, among the batches that are known."""
+    honest = [Envelope.FromString(each) for each in sign_all(PrivateKey(bytes(32)), [Unsigned("hop", b"a")] * 2)]
+    leaf = merkle.leaf_hash(b"\x0dcomity/v1/hop\x0e/comity/v1/hop\x01a")
+    head = b"\x0fcomity/v1/batch\x10/comity/v1/batch\x22\x00\x02" + merkle.node_hash(leaf, leaf)
+    verify(PrivateKey(bytes(32)).public_key, honest[0].signature[:64], head)
+    for envelope in honest * 2:
+        envelope.public_key = b"\x08\x01\x12\x20" + public_key
+        envelope.signature = forge(public_key, head) + envelope.signature[64:]
+        with pytest.raises(SignatureInvalid):
+            open_document(envelope.SerializeToString(), "hop")
 
 
 def test_a_key_that_is_not_canonical_is_refused() -> None:

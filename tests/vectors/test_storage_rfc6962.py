@@ -11,9 +11,10 @@ import base64
 
 import pytest
 
-from comity.errors import AuditBroken
+from comity import merkle
+from comity.errors import AuditBroken, ProofInvalid
 from comity.signing import PrivateKey
-from comity_node.storage import merkle, note
+from comity_node.storage import note
 
 INPUTS = [
     bytes.fromhex(text)
@@ -98,6 +99,25 @@ def test_inclusion_paths(size: int, index: int, path: list[str]) -> None:
     merkle.verify_inclusion(
         LEAVES[index], index, size, [bytes.fromhex(step) for step in path], bytes.fromhex(ROOTS[size - 1])
     )
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_whole_tree_has_the_same_roots(size: int) -> None:
+    assert merkle.Tree(LEAVES[:size]).root.hex() == ROOTS[size - 1]
+    assert merkle.CompactRange().extend(LEAVES[:3]).extend(LEAVES[3:size]).root().hex() == ROOTS[max(size, 3) - 1]
+
+
+@pytest.mark.parametrize(("size", "index", "path"), PATHS)
+def test_a_path_leads_to_its_root(size: int, index: int, path: list[str]) -> None:
+    assert merkle.path_length(index, size) == len(path)
+    steps = [bytes.fromhex(step) for step in path]
+    assert merkle.root_from_path(LEAVES[index], index, size, steps).hex() == ROOTS[size - 1]
+
+
+def test_the_empty_whole_tree() -> None:
+    assert merkle.Tree([]).root.hex() == EMPTY
+    with pytest.raises(ProofInvalid, match="no entry 0 in a tree of 0"):
+        merkle.Tree([]).path(0)
 
 
 def test_the_note_is_made() -> None:

@@ -13,17 +13,21 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from comity.envelope import Message, open_message, seal
+from comity.envelope import Message, Unsigned, open_message, sign_all, unsigned_message
 from comity.errors import PolicyDenied, SignatureInvalid
 from comity.trust import Attested, NodeIdentity
+from comity_node.admission.gathering import Gathering
 from comity_node.policy.engine import Policy
 from comity_node.policy.model import Decision, Obligations, Rate, Request
-from comity_node.protocol.freshness import Freshness
+from comity_node.protocol.freshness import Freshness, MessageIds
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database
 
-_HIGH_WATER = "freshness.high_water_ms"
+_HIGH_WATER: Final = "freshness.high_water_ms"
+#: Messages that share a signature, and calls of `decide` that share a transaction, at most.
+_MOST_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,16 @@ class Question:
     subject: bytes = b""
     agreement: bytes = b""
     amount: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call of `decide` has to have settled: questions, and what the policy of that moment says to each."""
+
+    policy: Policy
+    questions: Sequence[Question]
+    decisions: Sequence[Decision]
+    now_ms: int
 
 
 class Gate:
@@ -63,26 +77,23 @@ class Gate:
         self._database = database
         self._freshness = freshness
         self._random_bytes = random_bytes
+        self._ids = MessageIds(random_bytes)
+        self._signing = Gathering(self._sign, most=_MOST_AT_ONCE)
+        self._deciding = Gathering(self._write, most=_MOST_AT_ONCE)
         self._high_water_ms = 0
 
     async def decide(self, questions: Sequence[Question]) -> list[Decision]:
-        """Decide on each question; all decisions are in the audit log when this returns.
+        """Decide on each question; all decisions are in the audit log, on disk, when this returns.
 
-        A decision is a deny, too, if a rate of its rules is used up; `used_up` tells.
+        A decision is a deny, too, if a rate of its rules is used up; `used_up` tells. Calls that come together share a
+        transaction and one step of the log; each is decided as if it had its own.
         """
         policy = self.policy
-        now_ms = self.now_ms()
         decisions = [policy.decide(question.request) for question in questions]
+        return await self._deciding.do(_Call(policy, questions, decisions, self.now_ms()))
 
-        def write(connection: sqlite3.Connection) -> list[Decision]:
-            final = []
-            for question, decision in zip(questions, decisions, strict=True):
-                settled = _reserve(connection, decision, question.amount, now_ms)
-                audit.append(connection, _entry(question, settled, policy), now_ms)
-                final.append(settled)
-            return final
-
-        return await self._database.transact(write)
+    async def _write(self, calls: Sequence[_Call]) -> list[list[Decision]]:
+        return await self._database.transact(lambda connection: _settle_all(connection, calls))
 
     async def demand(self, question: Question) -> Decision:
         """Decide on one question and refuse to go on without an allow.
@@ -96,13 +107,25 @@ class Gate:
         return decision
 
     def new_id(self) -> bytes:
-        """Return 16 random bytes: the id of a message, a batch or an agreement."""
+        """Return 16 random bytes: the id of a batch, an agreement or an item of a queue."""
         return self._random_bytes(16)
 
-    def seal(self, kind: str, body: bytes, *, audience: str, message_id: bytes, in_reply_to: bytes = b"") -> bytes:
-        """Sign a message that is good once, for `audience` (a PeerId), for a minute."""
-        return seal(
-            self.identity.key,
+    def message_id(self, audience: str) -> bytes:
+        """Return the id of the next message to `audience`; see `protocol.freshness.MessageIds`."""
+        return self._ids.next(audience)
+
+    async def seal(
+        self, kind: str, body: bytes, *, audience: str, message_id: bytes, in_reply_to: bytes = b""
+    ) -> bytes:
+        """Sign a message that is good once, for `audience` (a PeerId), for a minute.
+
+        Messages that are sealed in the same moment share a signature, whoever they are for (ADR 0010).
+
+        Raises:
+            EnvelopeMalformed: an argument is out of its bounds, or the envelope would be too large.
+            SignatureInvalid: `audience` is not the PeerId of an Ed25519 key.
+        """
+        unsigned = unsigned_message(
             kind,
             body,
             audience=audience,
@@ -110,6 +133,10 @@ class Gate:
             now_ms=self.now_ms(),
             in_reply_to=in_reply_to,
         )
+        return await self._signing.do(unsigned)
+
+    async def _sign(self, messages: Sequence[Unsigned]) -> list[bytes]:
+        return sign_all(self.identity.key, messages)
 
     async def open(self, attested: Attested, payload: bytes, kinds: Collection[str]) -> Message:
         """Open a message that `attested` sent: steps 3 and 4.
@@ -141,6 +168,20 @@ def stored_high_water_ms(connection: sqlite3.Connection) -> int:
 def used_up(decision: Decision) -> Rate | None:
     """Return the rate for which alone something was denied: later it may be allowed. None for any other decision."""
     return next(iter(decision.obligations.rates), None) if not decision.allowed else None
+
+
+def _settle_all(connection: sqlite3.Connection, calls: Sequence[_Call]) -> list[list[Decision]]:
+    """Settle the decisions of each call, in order, and append them to the log in one step."""
+    settled: list[list[Decision]] = []
+    log: list[tuple[audit.AuditEntry, int]] = []
+    for call in calls:
+        final = []
+        for question, decision in zip(call.questions, call.decisions, strict=True):
+            final.append(_reserve(connection, decision, question.amount, call.now_ms))
+            log.append((_entry(question, final[-1], call.policy), call.now_ms))
+        settled.append(final)
+    audit.append_all(connection, log)
+    return settled
 
 
 def _reserve(connection: sqlite3.Connection, decision: Decision, amount: int, now_ms: int) -> Decision:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from google.protobuf.message import DecodeError
 
@@ -26,6 +26,7 @@ from comity.trust import Attested
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
 from comity_node.runtime.pace import Pace
+from comity_node.transport.base import Priority
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,15 @@ class Peers(Protocol):
 
     async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
         """Send a request and return the answer."""
+
+
+class PrioritizingPeers(Peers, Protocol):
+    """Links that schedule: what `Messenger.ask` needs for any priority but that of ordinary work."""
+
+    async def request(
+        self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
+    ) -> bytes:
+        """Send a request in its class and return the answer."""
 
 
 def accepted(body: bytes = b"") -> Receipt:
@@ -82,8 +92,23 @@ class Messenger:
         """Tell whether a node of `organization` is linked right now."""
         return self._peers.peer(organization) is not None
 
-    async def ask(self, organization: str, kind: str, body: bytes, *, deadline_s: float = 30.0) -> Receipt:
+    async def ask(
+        self,
+        organization: str,
+        kind: str,
+        body: bytes,
+        *,
+        deadline_s: float = 30.0,
+        priority: Priority = Priority.WORK,
+    ) -> Receipt:
         """Send `body` to `organization` and return its receipt.
+
+        Args:
+            organization: whose linked node is asked.
+            kind: what the message is.
+            body: what it says.
+            deadline_s: seconds to wait for the answer.
+            priority: what it may overtake on the way. Any but `WORK` takes links that are `PrioritizingPeers`.
 
         Raises:
             LinkError: not linked, no answer in time, or the peer did not take the message.
@@ -92,13 +117,19 @@ class Messenger:
         peer = self._peers.peer(organization)
         if peer is None:
             raise PeerUnreachable(f"no node of {organization} is linked")
-        message_id = self._gate.new_id()
-        payload = self._gate.seal(kind, body, audience=peer.peer_id, message_id=message_id)
-        answer = await self._peers.request(peer.peer_id, payload, deadline_s)
+        message_id = self._gate.message_id(peer.peer_id)
+        payload = await self._gate.seal(kind, body, audience=peer.peer_id, message_id=message_id)
+        answer = await self._request(peer.peer_id, payload, deadline_s, priority)
         message = await self._gate.open(peer, answer, {RECEIPT})
         if message.header.in_reply_to != message_id:
             raise ReplayedMessage(f"{organization} answered another message")
         return _parse_receipt(message.body)
+
+    async def _request(self, peer_id: str, payload: bytes, deadline_s: float, priority: Priority) -> bytes:
+        if priority is Priority.WORK:
+            return await self._peers.request(peer_id, payload, deadline_s)
+        peers = cast("PrioritizingPeers", self._peers)
+        return await peers.request(peer_id, payload, deadline_s, priority=priority)
 
     async def receive(self, attested: Attested, payload: bytes) -> bytes:
         """Serve one request of an attested peer; returns the sealed receipt.
@@ -121,11 +152,11 @@ class Messenger:
             receipt = await self._handle(attested, message.kind, message.body)
         if receipt.status == Receipt.STATUS_REFUSED:
             self._counts[f"refused.{receipt.code}"] += 1
-        return self._gate.seal(
+        return await self._gate.seal(
             RECEIPT,
             receipt.SerializeToString(),
             audience=attested.peer_id,
-            message_id=self._gate.new_id(),
+            message_id=self._gate.message_id(attested.peer_id),
             in_reply_to=message.header.id,
         )
 

@@ -20,8 +20,8 @@ class PaceLimits:
         retry_after_ms: the least time that a sender whose bucket is empty is told to wait.
     """
 
-    per_second: float = 200.0
-    burst: int = 500
+    per_second: float = 5_000.0
+    burst: int = 10_000
     retry_after_ms: int = 100
 
 

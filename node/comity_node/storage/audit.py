@@ -16,15 +16,16 @@ Entries carry digests and names of organizations and rules, never fields of reco
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from comity.errors import AuditBroken
-from comity_node.storage import connections, merkle
+from comity import merkle
+from comity.errors import AuditBroken, ProofInvalid
+from comity.merkle import HASH_BYTES, CompactRange
+from comity_node.storage import connections
 from comity_node.storage.audit_entry import AuditEntry, Detail, StoredEntry, decode, encode, links
-from comity_node.storage.merkle import HASH_BYTES, CompactRange
 from comity_node.storage.note import Checkpoint, NoteSigner, note_text, open_note, parse_checkpoint, sign_note
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "NoteSigner",
     "StoredEntry",
     "append",
+    "append_all",
     "checkpoint",
     "checkpoints",
     "entries",
@@ -52,6 +54,11 @@ __all__ = [
 GENESIS: Final = bytes(HASH_BYTES)
 CHECKPOINT_EVERY: Final = 256
 _PAGE: Final = 1000
+#: Statements that insert so many rows at once, the largest first.
+_INSERTS: Final = [
+    (count, "INSERT INTO audit_entries (position, entry, hash) VALUES " + ", ".join(["(?, ?, ?)"] * count))
+    for count in (64, 8, 1)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,10 @@ class Inclusion:
         Raises:
             AuditBroken: the path does not lead from the leaf to the root.
         """
-        merkle.verify_inclusion(self.leaf, self.index, self.size, self.path, self.root)
+        try:
+            merkle.verify_inclusion(self.leaf, self.index, self.size, self.path, self.root)
+        except ProofInvalid as error:
+            raise AuditBroken(str(error), index=self.index) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +120,39 @@ def append(connection: sqlite3.Connection, entry: AuditEntry, now_ms: int) -> Au
     Raises:
         StorageError: the entry is too large or its detail is not plain JSON.
     """
+    return append_all(connection, ((entry, now_ms),))[0]
+
+
+def append_all(connection: sqlite3.Connection, appended: Sequence[tuple[AuditEntry, int]]) -> list[AuditRef]:
+    """Append entries, each with its time, as `append` does one by one, at half the cost.
+
+    Raises:
+        StorageError: an entry is too large or its detail is not plain JSON; none is appended.
+    """
     tree, previous = _head(connection)
-    data = encode(entry, tree.size, previous, now_ms)
-    leaf = merkle.leaf_hash(data)
-    grown = tree.append(leaf)
-    connection.execute("INSERT INTO audit_entries (position, entry, hash) VALUES (?, ?, ?)", (tree.size, data, leaf))
-    connection.execute(
-        "INSERT INTO audit_head (id, size, peaks, last_hash) VALUES (0, ?, ?, ?)"
-        " ON CONFLICT (id) DO UPDATE SET size = excluded.size, peaks = excluded.peaks, last_hash = excluded.last_hash",
-        (grown.size, b"".join(grown.peaks), leaf),
-    )
-    return AuditRef(tree.size, leaf)
+    rows: list[tuple[int, bytes, bytes]] = []
+    for index, (entry, now_ms) in enumerate(appended, tree.size):
+        data = encode(entry, index, previous, now_ms)
+        previous = merkle.leaf_hash(data)
+        rows.append((index, data, previous))
+    if rows:
+        grown = tree.extend([leaf for _, _, leaf in rows])
+        _insert(connection, rows)
+        connection.execute(
+            "INSERT INTO audit_head (id, size, peaks, last_hash) VALUES (0, ?, ?, ?) ON CONFLICT (id)"
+            " DO UPDATE SET size = excluded.size, peaks = excluded.peaks, last_hash = excluded.last_hash",
+            (grown.size, b"".join(grown.peaks), previous),
+        )
+    return [AuditRef(index, leaf) for index, _, leaf in rows]
+
+
+def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    """Insert the rows by few statements: around each one the interpreter's lock is given away and waited for again."""
+    at = 0
+    for count, statement in _INSERTS:
+        while len(rows) - at >= count:
+            connection.execute(statement, [value for row in rows[at : at + count] for value in row])
+            at += count
 
 
 def head(connection: sqlite3.Connection) -> CompactRange:
@@ -208,8 +240,8 @@ def prove_inclusion(connection: sqlite3.Connection, index: int, *, size: int | N
         raise AuditBroken(f"there is no entry {index} in a tree of {wanted}; the log has {total}")
     rows = connection.execute("SELECT hash FROM audit_entries WHERE position < ? ORDER BY position", (wanted,))
     leaves = [bytes(hashed) for (hashed,) in rows]
-    path = merkle.inclusion_proof(leaves, index)
-    return Inclusion(index, wanted, leaves[index], path, merkle.root_of(leaves))
+    tree = merkle.Tree(leaves)
+    return Inclusion(index, wanted, leaves[index], tree.path(index), tree.root)
 
 
 def verify_file(path: Path, public_key: bytes | None, *, known: Iterable[str] = ()) -> AuditReport:

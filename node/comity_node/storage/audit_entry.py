@@ -16,6 +16,8 @@ _VERSION: Final = 1
 _MAX_ENTRY: Final = 16 * 1024
 _MAX_DEPTH: Final = 5
 _MAX_INTEGER: Final = 2**53 - 1
+_write_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+_write_text = json.encoder.encode_basestring
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +61,62 @@ class StoredEntry:
 def encode(entry: AuditEntry, index: int, previous: bytes, now_ms: int) -> bytes:
     """Return the bytes of entry `index`: RFC 8785 JSON.
 
-    Without fractions, with integers below 2^53 and ASCII keys, `json.dumps` with sorted keys writes that form, four
-    times as fast as a general implementation.
+    The fields are written here, in the order of their names: several times as fast as a general implementation.
 
     Raises:
         StorageError: the entry is too large or its detail is not plain JSON.
     """
-    fields: dict[str, Detail] = {"v": _VERSION, "index": index, "previous": previous.hex(), "at_ms": now_ms}
-    fields["kind"] = entry.kind
-    for name in ("action", "decision", "peer"):
-        if value := getattr(entry, name):
-            fields[name] = value
-    for name in ("subject", "policy", "agreement"):
-        if value := getattr(entry, name):
-            fields[name] = value.hex()
-    if entry.rules:
-        fields["rules"] = list(entry.rules)
+    parts = [f'"action":{_write_text(entry.action)}'] if entry.action else []
+    if entry.agreement:
+        parts.append(f'"agreement":"{entry.agreement.hex()}"')
+    parts.append(f'"at_ms":{_checked_integer(now_ms)}')
+    if entry.decision:
+        parts.append(f'"decision":{_write_text(entry.decision)}')
     if entry.detail:
-        fields["detail"] = dict(entry.detail)
-    _check_plain(fields, _MAX_DEPTH)
+        parts.append(f'"detail":{_write_detail(entry.detail)}')
+    parts.append(f'"index":{_checked_integer(index)},"kind":{_write_text(entry.kind)}')
+    if entry.peer:
+        parts.append(f'"peer":{_write_text(entry.peer)}')
+    if entry.policy:
+        parts.append(f'"policy":"{entry.policy.hex()}"')
+    parts.append(f'"previous":"{previous.hex()}"')
+    if entry.rules:
+        parts.append(f'"rules":[{",".join(map(_write_text, entry.rules))}]')
+    if entry.subject:
+        parts.append(f'"subject":"{entry.subject.hex()}"')
+    parts.append(f'"v":{_VERSION}')
     try:
-        data = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        data = f"{{{','.join(parts)}}}".encode()
     except UnicodeEncodeError as error:
         raise StorageError("an audit entry holds text that is no Unicode") from error
     if len(data) > _MAX_ENTRY:
         raise StorageError(f"an audit entry has {len(data)} bytes and may have {_MAX_ENTRY}; put less into its detail")
     return data
+
+
+def _write_detail(detail: Mapping[str, Detail]) -> str:
+    """Write a detail in RFC 8785 form.
+
+    Most have texts alone. Others are checked first: without fractions, with integers below 2^53 and ASCII keys, the
+    standard encoder with sorted keys writes that form.
+    """
+    parts = []
+    for key in sorted(detail):
+        value = detail[key]
+        if not isinstance(value, str) or not key.isascii():
+            break
+        parts.append(f"{_write_text(key)}:{_write_text(value)}")
+    else:
+        return f"{{{','.join(parts)}}}"
+    plain = dict(detail)
+    _check_plain(plain, _MAX_DEPTH - 1)
+    return _write_json(plain)
+
+
+def _checked_integer(value: int) -> int:
+    if abs(value) > _MAX_INTEGER:
+        raise StorageError("an audit entry holds an integer over 2^53 - 1; write it as text")
+    return value
 
 
 def _check_plain(value: object, depth: int) -> None:
@@ -100,8 +132,7 @@ def _check_plain(value: object, depth: int) -> None:
         for item in value:
             _check_plain(item, depth - 1)
     elif isinstance(value, int):
-        if abs(value) > _MAX_INTEGER:
-            raise StorageError("an audit entry holds an integer over 2^53 - 1; write it as text")
+        _checked_integer(value)
     elif not (value is None or isinstance(value, str)):
         raise StorageError(f"an audit entry holds a {type(value).__name__}; only text, integers, lists and objects may")
 
