@@ -1,4 +1,4 @@
-"""Generates the protobuf stubs under sdk/comity/v1 from proto/, or (--check) fails if they differ."""
+"""Generates the protobuf stubs under sdk/ and node/ from proto/, or (--check) fails if they differ."""
 
 import argparse
 import filecmp
@@ -10,11 +10,13 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
+#: The first folder under proto/ is the package whose stubs they are, and this is where it lies.
+HOMES = {"comity": ROOT / "sdk", "comity_node": ROOT / "node"}
 
 
-def generate(out: Path) -> None:
-    """Run protoc over every schema into `out`."""
-    protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
+def generate(package: str, out: Path) -> None:
+    """Run protoc over every schema of `package` into `out`."""
+    protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto" / package).rglob("*.proto"))
     include = resources.files("grpc_tools") / "_proto"
     bin_dir = Path(sys.executable).parent
     code = protoc.main(
@@ -38,27 +40,34 @@ def generate(out: Path) -> None:
             path.unlink()
 
 
-def main() -> None:
-    """Write the stubs, or compare them with what is committed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 on drift")
-    arguments = parser.parse_args()
-    committed = ROOT / "sdk"
-    if not arguments.check:
-        generate(committed)
-        return
+def drift(package: str, committed: Path) -> list[str]:
+    """Return the stubs of `package` that differ from what its schemas give."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        generate(out)
+        generate(package, out)
         made = {path.relative_to(out) for path in out.rglob("*_pb2*")}
-        kept = {path.relative_to(committed) for path in (committed / "comity" / "v1").glob("*_pb2*")}
-        drift = sorted(
+        kept = {
+            path.relative_to(committed)
+            for path in (committed / package).rglob("*_pb2*")
+            if "__pycache__" not in path.parts
+        }
+        return sorted(
             str(name)
             for name in made | kept
             if name not in kept or name not in made or not filecmp.cmp(out / name, committed / name, shallow=False)
         )
-    if drift:
-        sys.exit("stubs differ from proto/; run `make gen`:\n  " + "\n  ".join(drift))
+
+
+def main() -> None:
+    """Write the stubs, or compare them with what is committed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 on drift")
+    if not parser.parse_args().check:
+        for package, home in HOMES.items():
+            generate(package, home)
+        return
+    if differing := [name for package, home in HOMES.items() for name in drift(package, home)]:
+        sys.exit("stubs differ from proto/; run `make gen`:\n  " + "\n  ".join(differing))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from comity.errors import Busy, ConfigError, LinkClosed, PeerUnreachable
+from comity.errors import ConfigError, LinkClosed, PeerUnreachable
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity_node.links import LinkLimits, Links
 from comity_node.links.outbound import MESSAGES
@@ -22,6 +22,7 @@ from comity_node.protocol.session_events import HelloReceived
 from comity_node.protocol.session_states import Role, Service
 from comity_node.transport.base import ByteStream
 from comity_node.transport.libp2p_transport import Libp2pLimits, Libp2pTransport
+from kit.relayed import answer
 
 Consortium = Callable[..., tuple[TrustStore, dict[str, NodeIdentity]]]
 MERCY, STLUKES, HOPE = "mercy.example", "stlukes.example", "hope.example"
@@ -136,7 +137,7 @@ def test_a_foreign_node_is_cut_before_any_other_protocol_answers(consortium: Con
             await nursery.start(prober.run)
             for protocol in ("/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/id/push/1.0.0", "/perf/1.0.0"):
                 with pytest.raises(PeerUnreachable, match="does not speak"):
-                    await prober.open_stream(member.peer_id, member.addresses(), protocol)
+                    await answer(prober, member.peer_id, member.addresses(), protocol)
             assert member.peers() == []
 
     trio.run(main)
@@ -161,9 +162,9 @@ def test_a_peer_that_does_not_attest_itself_in_time_is_cut(consortium: Consortiu
             stream = await silent.open_stream(member.peer_id, member.addresses(), MESSAGES)
             assert await _until_cut(stream) == b""
             with pytest.raises(PeerUnreachable):
-                await silent.open_stream(member.peer_id, member.addresses(), "/nothing/1")
-            [connection] = silent._connections[member.peer_id]
-            await connection.closed.wait()
+                await answer(silent, member.peer_id, member.addresses(), "/nothing/1")
+            [connection] = silent.connections.of(member.peer_id)
+            await connection.mux.closed.wait()
 
     trio.run(main)
 
@@ -226,7 +227,8 @@ def test_an_oversized_frame_closes_that_stream_only(consortium: Consortium) -> N
                 said += data
             assert b"frame_too_large" in said
             # The other stream of the same connection, and other peers, are as they were.
-            await good.send((13).to_bytes(4, "big") + b"\x03" + (1).to_bytes(8, "big") + b"ping")
+            number, milliseconds = (1).to_bytes(8, "big"), (9000).to_bytes(4, "big")
+            await good.send((17).to_bytes(4, "big") + b"\x03" + number + milliseconds + b"ping")
             assert (await good.receive())[-4:] == b"ping"
             assert await other.request(member.peer_id, b"still there", 10) == b"still there"
 
@@ -258,34 +260,36 @@ async def _until_cut(stream: ByteStream) -> bytes:
 
 
 @pytest.mark.invariant("R4")
-def test_a_slow_peer_says_busy(consortium: Consortium) -> None:
+def test_a_slow_peer_is_felt_as_waiting(consortium: Consortium) -> None:
     trust, nodes = consortium(MERCY, STLUKES)
-    gate = trio.Event()
+    gate, full = trio.Event(), trio.Event()
+    working: list[int] = []
 
     async def slow(_: Attested, payload: bytes) -> bytes:
+        working.append(len(payload))
+        if len(working) == 4:
+            full.set()
         await gate.wait()
         return payload
 
     async def main() -> None:
         a = node(nodes[MERCY], trust)
         b = node(nodes[STLUKES], trust, slow, limits=LinkLimits(max_handlers=4))
-        outcomes: list[int] = []
+        answers: list[bytes] = []
 
         async def ask() -> None:
-            try:
-                await a.request(b.peer_id, b"x" * 1000, 30)
-                outcomes.append(0)
-            except Busy as error:
-                outcomes.append(error.retry_after_ms)
-            if len(outcomes) == 16:
-                gate.set()
+            answers.append(await a.request(b.peer_id, b"x" * 1000, 30))
 
         async with running(a, b):
             await linked(a, b)
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(ask)
-        assert sorted(outcomes) == [0] * 4 + [250] * 16
+                await full.wait()
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert len(working) == 4
+                gate.set()
+        assert answers == [b"x" * 1000] * 20
 
     trio.run(main)
 

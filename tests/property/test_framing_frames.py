@@ -20,12 +20,15 @@ def _chunks(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in itertools.pairwise(places)]
 
 
+def _frames(decoder: FrameDecoder) -> list[tuple[int, bytes]]:
+    return [(kind, decoder.buffer[begin:end]) for kind, begin, end in decoder.frames()]
+
+
 def _decode(chunks: list[bytes], limit: int) -> list[tuple[int, bytes]]:
     decoder, frames = FrameDecoder(limit), []
     for chunk in chunks:
         decoder.feed(chunk)
-        while (frame := decoder.next_frame()) is not None:
-            frames.append(frame)
+        frames += _frames(decoder)
     assert decoder.buffered == 0
     return frames
 
@@ -35,6 +38,24 @@ def test_any_chunking_gives_the_same_frames(frames: list[tuple[int, bytes]], cut
     data = b"".join(encode_frame(kind, payload) for kind, payload in frames)
     assert _decode(_chunks(data, cuts), 201) == frames
     assert _decode([bytes((byte,)) for byte in data], 201) == frames
+
+
+@given(FRAMES, st.lists(st.integers(0, 10_000), max_size=30), st.data())
+def test_a_reader_that_stops_after_any_frame_loses_none(
+    frames: list[tuple[int, bytes]], cuts: list[int], data: st.DataObject
+) -> None:
+    decoder = FrameDecoder(201)
+    seen: list[tuple[int, bytes]] = []
+    for chunk in _chunks(b"".join(encode_frame(kind, payload) for kind, payload in frames), cuts):
+        decoder.feed(chunk)
+        for kind, begin, end in decoder.frames():
+            seen.append((kind, decoder.buffer[begin:end]))
+            if data.draw(st.booleans()):
+                break
+    decoder.feed(b"")
+    seen += _frames(decoder)
+    assert seen == frames
+    assert decoder.buffered == 0
 
 
 @given(st.integers(0, 255), st.lists(st.binary(max_size=50), max_size=5))
@@ -48,12 +69,11 @@ def test_any_bytes_give_frames_or_a_protocol_error_and_the_buffer_stays_bounded(
     try:
         for chunk in _chunks(data, cuts):
             decoder.feed(chunk)
-            while decoder.next_frame() is not None:
-                pass
+            _frames(decoder)
             assert decoder.buffered < 64 + 4
     except ProtocolError:
         with pytest.raises(ProtocolError):
-            decoder.next_frame()
+            _frames(decoder)
 
 
 @pytest.mark.invariant("S7")
@@ -62,31 +82,48 @@ def test_the_limit_is_checked_before_anything_is_allocated() -> None:
     tracemalloc.start()
     try:
         decoder.feed(b"\xff\xff\xff")
-        assert decoder.next_frame() is None
+        assert _frames(decoder) == []
         decoder.feed(b"\xff")
         with pytest.raises(FrameTooLarge, match="4294967295 bytes"):
-            decoder.next_frame()
+            _frames(decoder)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
     decoder = FrameDecoder(1000)
     decoder.feed(encode_frame(1, b"x" * 999))
-    assert decoder.next_frame() == (1, b"x" * 999)
+    assert _frames(decoder) == [(1, b"x" * 999)]
     decoder.feed(encode_frame(1, b"x" * 1000))
     with pytest.raises(FrameTooLarge):
-        decoder.next_frame()
+        _frames(decoder)
+
+
+@pytest.mark.invariant("S7")
+def test_a_large_frame_in_small_pieces_costs_no_more_than_it_is_large() -> None:
+    size = 200_000
+    data = encode_frame(1, bytes(size))
+    decoder = FrameDecoder(size + 1)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(data) - 1, 3):
+            decoder.feed(data[start : min(start + 3, len(data) - 1)])
+            assert _frames(decoder) == []
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+    decoder.feed(data[-1:])
+    assert [(kind, len(payload)) for kind, payload in _frames(decoder)] == [(1, size)]
 
 
 def test_an_empty_frame_has_no_type() -> None:
     decoder = FrameDecoder(10)
     decoder.feed(bytes(4))
     with pytest.raises(ProtocolError, match="without a type"):
-        decoder.next_frame()
+        _frames(decoder)
 
 
 def test_the_rest_is_handed_over_when_a_stream_becomes_raw() -> None:
     decoder = FrameDecoder(10)
     decoder.feed(encode_frame(7, b"last") + b"raw bytes")
-    assert decoder.next_frame() == (7, b"last")
+    assert next(decoder.frames()) == (7, 5, 9)
     assert decoder.take_rest() == b"raw bytes"
     assert decoder.take_rest() == b""

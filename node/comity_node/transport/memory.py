@@ -7,14 +7,14 @@ other without telling them, as a network does; `kill` breaks their streams.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from comity.errors import ComityError, LinkClosed, PeerUnreachable
-from comity_node.transport.base import ByteStream, StreamHandler
+from comity_node.transport.base import ByteStream, ConnectionInfo, Priority, StreamHandler
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -43,6 +43,8 @@ class MemoryStream:
         self._remote_peer = remote_peer
         self._in, self._out = incoming, outgoing
         self._closed = False
+        #: As it was set last; it changes nothing here.
+        self.priority = Priority.WORK
 
     @property
     def remote_peer(self) -> str:
@@ -100,6 +102,10 @@ class MemoryStream:
         for pipe in (self._in, self._out):
             pipe.broken = True
             pipe.lot.unpark_all()
+
+    def set_priority(self, priority: Priority) -> None:
+        """See `ByteStream.set_priority`; pipes do not compete."""
+        self.priority = priority
 
     def _end(self) -> None:
         self._out.ended = True
@@ -182,8 +188,9 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer_id: str) -> None:
         self._network = network
         self._peer_id = peer_id
-        self._handlers: dict[str, StreamHandler] = {}
+        self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
         self._nursery: trio.Nursery | None = None
+        self._better: list[Callable[[str], None]] = []
         #: The peers that have been attested, in order.
         self.confirmed: list[str] = []
         #: The peers that were cut, in order.
@@ -210,7 +217,9 @@ class MemoryTransport:
         """An address to tell others; a memory network finds peers by their PeerId alone."""
         return ["/dns4/memory.example/tcp/4001"]
 
-    async def open_stream(self, peer_id: str, addresses: Sequence[str], protocol: str) -> ByteStream:
+    async def open_stream(
+        self, peer_id: str, addresses: Sequence[str], protocol: str, *, priority: Priority = Priority.WORK
+    ) -> ByteStream:
         """See `Transport.open_stream`; the addresses are not used."""
         await trio.lowlevel.checkpoint()
         peer = self._network.reachable(self._peer_id, peer_id)
@@ -218,11 +227,12 @@ class MemoryTransport:
             raise PeerUnreachable(f"{peer_id} cannot be reached")
         ours, theirs = self._network.connect(self._peer_id, peer_id)
         peer.deliver(protocol, theirs)
+        ours.set_priority(priority)
         return ours
 
     def deliver(self, protocol: str, stream: MemoryStream) -> None:
         """Take a stream that a peer has opened."""
-        handler = self._handlers.get(protocol)
+        handler, _strangers = self._handlers.get(protocol, (None, False))
         if handler is None or self._nursery is None:
             raise PeerUnreachable(f"{self._peer_id} does not speak {protocol}")
         self._nursery.start_soon(self._serve, handler, stream)
@@ -235,11 +245,26 @@ class MemoryTransport:
         finally:
             stream.reset()
 
-    def serve(self, protocol: str, handler: StreamHandler) -> None:
+    def serve(self, protocol: str, handler: StreamHandler, *, strangers: bool = False) -> None:
         """See `Transport.serve`."""
-        self._handlers[protocol] = handler
+        self._handlers[protocol] = handler, strangers
 
-    def confirm(self, peer_id: str) -> None:
+    def connection_info(self, peer_id: str) -> ConnectionInfo | None:
+        """See `Transport.connection_info`: whoever can be reached is connected."""
+        if self._network.reachable(self._peer_id, peer_id) is None:
+            return None
+        return ConnectionInfo(peer_id, address="", relay="", inbound=False, age_s=0.0)
+
+    def on_better_path(self, listener: Callable[[str], None]) -> None:
+        """See `Transport.on_better_path`; a test says so with `better_path`."""
+        self._better.append(listener)
+
+    def better_path(self, peer_id: str) -> None:
+        """Tell whoever listens that there is a better connection to the peer."""
+        for listener in self._better:
+            listener(peer_id)
+
+    def confirm(self, peer_id: str, organization: str = "") -> None:
         """See `Transport.confirm`."""
         self.confirmed.append(peer_id)
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
 
-from comity.errors import ComityError, LinkClosed
+from comity.errors import ComityError, DeadlineExceeded, LinkClosed
+from comity_node.transport.base import Priority
+from comity_node.transport.budget import Budget
+from comity_node.transport.muxed_stream import MuxedStream
+from comity_node.transport.scheduler import BatchSize
 from comity_node.transport.yamux import (
     DataReceived,
     Event,
     MuxLimits,
+    MuxMetrics,
     PeerLeaves,
+    PingAnswered,
     StreamEnded,
     StreamOpened,
     StreamReset,
@@ -21,13 +28,12 @@ from comity_node.transport.yamux import (
     Yamux,
 )
 
-#: Bytes that wait to be written to one connection before senders wait too.
-_SEND_BUFFER = 256 * 1024
-#: The largest piece of one stream before others get their turn.
-_MAX_PIECE = 64 * 1024
+__all__ = ["KeepAlive", "MuxMetrics", "MuxedConnection", "MuxedStream", "SecureChannel"]
+
 #: A peer that takes nothing for so long is gone.
 _WRITE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 1.0
+_PEER_CLOSED = "the peer closed the connection"
 
 
 class SecureChannel(Protocol):
@@ -46,102 +52,17 @@ class SecureChannel(Protocol):
         ...
 
 
-class MuxedStream:
-    """A `ByteStream` of a `MuxedConnection`."""
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """When to ask whether a silent peer is still there.
 
-    def __init__(self, connection: MuxedConnection, stream_id: int) -> None:
-        self._connection = connection
-        self._id = stream_id
-        self._chunks: deque[bytes] = deque()
-        self._eof = False
-        self._ended = False
-        self._broken = ""
-        self._readable = trio.lowlevel.ParkingLot()
-        self._writable = trio.lowlevel.ParkingLot()
+    Attributes:
+        idle_s: after so many seconds without a byte it is asked.
+        answer_s: when nothing comes for so long after that, the connection is given up.
+    """
 
-    @property
-    def remote_peer(self) -> str:
-        """The PeerId of the other end."""
-        return self._connection.remote_peer
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        """See `ByteStream.receive`."""
-        await trio.lowlevel.checkpoint()
-        while not self._chunks:
-            if self._eof:
-                return b""
-            if self._broken:
-                raise LinkClosed(self._broken)
-            await self._readable.park()
-        data = self._chunks.popleft()
-        if len(data) > max_bytes:
-            self._chunks.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
-        self._connection.consumed(self._id, len(data))
-        return data
-
-    async def send(self, data: bytes) -> None:
-        """See `ByteStream.send`."""
-        position = 0
-        while position < len(data):
-            if self._broken or self._ended:
-                raise LinkClosed(self._broken or "this side of the stream is ended")
-            room = min(self._connection.send_room(self._id), _MAX_PIECE)
-            if room > 0:
-                piece = data if position == 0 and room >= len(data) else data[position : position + room]
-                self._connection.send(self._id, piece)
-                position += len(piece)
-            elif self._connection.is_full:
-                await self._connection.room.park()
-            else:
-                await self._writable.park()
-        await trio.lowlevel.checkpoint()
-
-    async def send_eof(self) -> None:
-        """See `ByteStream.send_eof`."""
-        await trio.lowlevel.checkpoint()
-        self._ended = True
-        self._connection.end(self._id)
-
-    async def aclose(self) -> None:
-        """See `ByteStream.aclose`."""
-        self._ended = True
-        self._connection.close_stream(self._id)
-        self._drop("the stream is closed")
-        await trio.lowlevel.checkpoint()
-
-    def reset(self) -> None:
-        """See `ByteStream.reset`."""
-        self._connection.reset(self._id)
-        self._drop("the stream was reset")
-
-    # From the connection.
-
-    def on_data(self, data: bytes) -> None:
-        """Bytes came."""
-        self._chunks.append(data)
-        self._readable.unpark_all()
-
-    def on_end(self) -> None:
-        """The peer sends no more."""
-        self._eof = True
-        self._readable.unpark_all()
-
-    def on_window(self) -> None:
-        """The peer takes more."""
-        self._writable.unpark_all()
-
-    def on_break(self, reason: str) -> None:
-        """The stream or its connection is gone; what has come can still be read."""
-        self._broken = self._broken or reason
-        self._readable.unpark_all()
-        self._writable.unpark_all()
-        self._connection.room.unpark_all()
-
-    def _drop(self, reason: str) -> None:
-        self._chunks.clear()
-        self._eof = False
-        self.on_break(reason)
+    idle_s: float
+    answer_s: float
 
 
 class MuxedConnection:
@@ -154,6 +75,8 @@ class MuxedConnection:
         *,
         initiator: bool,
         limits: MuxLimits,
+        budget: Budget | None = None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
         """Make a connection.
 
@@ -162,35 +85,49 @@ class MuxedConnection:
             remote_peer: the PeerId that the channel has proved.
             initiator: whether we dialled.
             limits: what the peer may have open and unread.
+            budget: what is granted to the peer is charged to it; without one windows do not grow.
+            keep_alive: when to look for a peer that is silent; without it only `ping` does.
         """
         self.remote_peer = remote_peer
-        #: Senders that wait until less is waiting to be written.
-        self.room = trio.lowlevel.ParkingLot()
         #: Set when `run` has ended.
         self.closed = trio.Event()
+        #: The protocol's state; for the streams of this connection.
+        self.mux = Yamux(initiator=initiator, limits=limits, clock=trio.current_time, budget=budget)
+        #: Bytes of one stream that may wait before its sender waits, too.
+        self.send_buffer = limits.send_buffer
         self._channel = channel
-        self._mux = Yamux(initiator=initiator, limits=limits)
+        self._keep_alive = keep_alive
         self._on_stream: Callable[[MuxedStream], None] = MuxedStream.reset
         self._streams: dict[int, MuxedStream] = {}
         self._work = trio.lowlevel.ParkingLot()
+        self._writer_waits = False
+        self._fewer = trio.lowlevel.ParkingLot()
+        self._answer = trio.lowlevel.ParkingLot()
+        self._answers = 0
+        self._last_rtt_s = 0.0
+        self._heard_at = float("-inf")
         self._scope = trio.CancelScope()
-        self._closing = False
+        self._closing = self._draining = self._peer_leaves = False
         self._reason = ""
 
     @property
     def is_usable(self) -> bool:
         """Whether new streams can be opened."""
-        return not (self._closing or self._reason)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so much waits to be written that senders wait too."""
-        return self._mux.pending_bytes >= _SEND_BUFFER
+        return not (self._closing or self._draining or self._peer_leaves or self._reason)
 
     @property
     def streams(self) -> int:
         """How many streams are open."""
         return len(self._streams)
+
+    @property
+    def rtt(self) -> float:
+        """The round trip in seconds, smoothed; 0 when it has not been measured."""
+        return self.mux.rtt_s
+
+    def metrics(self) -> MuxMetrics:
+        """What the connection has carried and holds now."""
+        return replace(self.mux.metrics(), streams=len(self._streams))
 
     async def run(self, on_stream: Callable[[MuxedStream], None]) -> None:
         """Carry streams until either side closes or the connection breaks.
@@ -199,82 +136,110 @@ class MuxedConnection:
             on_stream: called, without waiting, with each stream that the peer opens.
         """
         self._on_stream = on_stream
+        self._heard_at = trio.current_time()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._guarded, self._read_loop)
                     nursery.start_soon(self._guarded, self._write_loop)
+                    if self._keep_alive is not None:
+                        nursery.start_soon(self._guarded, self._keep_alive_loop)
         finally:
             self._reason = self._reason or "the connection was closed"
+            self.mux.shut()
             for stream in list(self._streams.values()):
                 stream.on_break(self._reason)
             self._streams.clear()
-            self.room.unpark_all()
+            self._fewer.unpark_all()
+            self._answer.unpark_all()
             with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await self._channel.close()
             self.closed.set()
 
-    def open(self) -> MuxedStream:
+    def open(self, priority: Priority = Priority.WORK) -> MuxedStream:
         """Open a stream.
 
         Raises:
-            Busy: as many as the limit allows are open.
-            LinkClosed: the connection is closed.
+            Busy: as many as the limits allow are open.
+            LinkClosed: the connection is closed, or takes no more streams.
         """
         if not self.is_usable:
             raise LinkClosed(self._reason or "the connection is closing")
-        stream_id = self._mux.open()
-        self._wake()
+        stream_id = self.mux.open(priority)
+        self.wake()
         return self._add(stream_id)
 
-    def set_limits(self, limits: MuxLimits) -> None:
-        """Give the peer more streams and wider windows."""
-        self._mux.set_limits(limits)
-        self._wake()
+    def set_limits(self, limits: MuxLimits, budget: Budget | None = None) -> None:
+        """Give the peer more streams and wider windows.
+
+        Args:
+            limits: in force from now on.
+            budget: what is granted to the peer is charged to it from now on; with one, windows grow.
+        """
+        self.send_buffer = limits.send_buffer
+        self.mux.set_limits(limits, budget)
+        for stream in self._streams.values():
+            stream.on_room()  # what waits may fit now
+        self.wake()
+
+    async def ping(self, timeout_s: float = 10.0) -> float:
+        """Ask the peer for a sign of life and return the round trip in seconds.
+
+        Pings of several callers are one, so a caller may get the answer to a question that was asked before it came.
+
+        Raises:
+            DeadlineExceeded: there was no answer in time; the connection stays.
+            LinkClosed: the connection is closed.
+        """
+        answers = self._answers
+        self.mux.ping()
+        self.wake()
+        with trio.move_on_after(timeout_s):
+            while self._answers == answers and not self.closed.is_set() and not self._scope.cancel_called:
+                await self._answer.park()
+        if self._answers != answers:
+            return self._last_rtt_s
+        if self._scope.cancel_called or self.closed.is_set():
+            raise LinkClosed(self._reason or "the connection was closed")
+        raise DeadlineExceeded(f"{self.remote_peer} has not answered a ping in {timeout_s:g} s")
+
+    async def drain(self, timeout_s: float = 30.0) -> None:
+        """Take and open no more streams, let those that are open finish, then close.
+
+        Args:
+            timeout_s: streams that are still open then are cut.
+        """
+        if not (self._draining or self._closing):
+            self._draining = True
+            self.mux.go_away()
+            self.wake()
+        with trio.move_on_after(timeout_s):
+            while self._streams:
+                await self._fewer.park()
+        self.close("the connection was drained")
+        await self.closed.wait()
 
     def close(self, reason: str) -> None:
         """Send what waits, for a second at most, and close."""
         if not self._closing:
             self._closing = True
             self._reason = self._reason or reason
-            self._mux.go_away()
-            self._wake()
+            self._work.unpark_all()
             self._scope.deadline = trio.current_time() + _CLOSE_TIMEOUT_S
 
     # From the streams.
 
-    def send_room(self, stream_id: int) -> int:
-        """How many bytes a stream may send now."""
-        if self.is_full or stream_id not in self._streams:
-            return 0
-        return self._mux.send_window(stream_id)
+    def wake(self) -> None:
+        """There may be something to send."""
+        if self._writer_waits and self.mux.has_data_to_send:
+            self._writer_waits = False
+            self._work.unpark_all()
 
-    def send(self, stream_id: int, data: bytes) -> None:
-        """Queue bytes of a stream."""
-        self._mux.send(stream_id, data)
-        self._wake()
-
-    def consumed(self, stream_id: int, count: int) -> None:
-        """Bytes of a stream have been read."""
-        self._mux.consumed(stream_id, count)
-        self._wake()
-
-    def end(self, stream_id: int) -> None:
-        """A stream sends no more."""
-        self._mux.end(stream_id)
-        self._wake()
-
-    def close_stream(self, stream_id: int) -> None:
-        """A stream sends no more and is not read any more."""
+    def let_go(self, stream_id: int) -> None:
+        """Nobody uses a stream any more."""
         if self._streams.pop(stream_id, None) is not None:
-            self._mux.close(stream_id)
-            self._wake()
-
-    def reset(self, stream_id: int) -> None:
-        """A stream is torn down."""
-        if self._streams.pop(stream_id, None) is not None:
-            self._mux.reset(stream_id)
-            self._wake()
+            self._on_fewer()
+        self.wake()
 
     # The tasks.
 
@@ -287,50 +252,93 @@ class MuxedConnection:
 
     async def _read_loop(self) -> None:
         while True:
-            data = await self._channel.read()
-            if not data:
-                raise LinkClosed("the peer closed the connection")
-            for event in self._mux.receive(data):
+            # No name is bound to the bytes here: an idle connection would keep the last that came.
+            self._on_bytes(await self._channel.read())
+
+    def _on_bytes(self, data: bytes) -> None:
+        if not data:
+            raise LinkClosed(_PEER_CLOSED)
+        self._heard_at = trio.current_time()
+        streams = self._streams
+        for event in self.mux.receive(data):
+            if type(event) is DataReceived:
+                if stream := streams.get(event.stream_id):
+                    stream.on_data(event.data)
+            else:
                 self._on_event(event)
-            self._wake()
+        self.wake()
 
     async def _write_loop(self) -> None:
+        with trio.CancelScope() as scope:
+            await self._write_until_closed(scope)
+        if scope.cancelled_caught:
+            raise LinkClosed(f"the peer has read nothing for {_WRITE_TIMEOUT_S:.0f} s")
+
+    async def _write_until_closed(self, scope: trio.CancelScope) -> None:
+        """Write what there is to send; the deadline of `scope` is how long one write may take."""
+        mux, batch = self.mux, BatchSize()
         while True:
-            while not self._mux.pending_bytes:
-                if self._closing:
-                    return
-                await self._work.park()
-            data = self._mux.data_to_send()
-            self.room.unpark_all()
-            with trio.move_on_after(_WRITE_TIMEOUT_S) as scope:
-                await self._channel.write(data)
-            if scope.cancelled_caught:
-                raise LinkClosed(f"the peer has read nothing for {_WRITE_TIMEOUT_S:.0f} s")
+            while not mux.has_data_to_send:
+                if self._closing and not mux.pending_bytes:
+                    mux.go_away()
+                    if not mux.has_data_to_send:
+                        return
+                else:
+                    scope.deadline = math.inf
+                    self._writer_waits = True
+                    await self._work.park()
+            began = trio.current_time()
+            scope.deadline = began + _WRITE_TIMEOUT_S
+            data = mux.data_to_send(batch.bytes)
+            for stream_id in mux.drained:
+                if stream := self._streams.get(stream_id):
+                    stream.on_room()
+            await self._channel.write(data)
+            batch.written(len(data), trio.current_time() - began)
+            del data  # an idle connection would keep it
+
+    async def _keep_alive_loop(self) -> None:
+        assert self._keep_alive is not None
+        idle_s, answer_s = self._keep_alive.idle_s, self._keep_alive.answer_s
+        while True:
+            heard_at = self._heard_at
+            await trio.sleep_until(heard_at + idle_s)
+            if self._heard_at != heard_at:
+                continue
+            self.mux.ping()
+            self.wake()
+            await trio.sleep(answer_s)
+            if self._heard_at == heard_at:
+                raise LinkClosed(f"nothing has been heard of the peer for {idle_s + answer_s:g} s")
 
     def _on_event(self, event: Event) -> None:
         match event:
             case StreamOpened(stream_id):
                 self._on_stream(self._add(stream_id))
-            case PeerLeaves():
-                raise LinkClosed("the peer closed the connection")
-            case DataReceived(stream_id, data):
-                if stream := self._streams.get(stream_id):
-                    stream.on_data(data)
-            case WindowGrew(stream_id):
-                if stream := self._streams.get(stream_id):
-                    stream.on_window()
             case StreamEnded(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_end()
             case StreamReset(stream_id):
                 if stream := self._streams.pop(stream_id, None):
                     stream.on_break("the peer reset the stream")
+                    self._on_fewer()
+            case PingAnswered(rtt_s):
+                self._answers += 1
+                self._last_rtt_s = rtt_s
+                self._answer.unpark_all()
+            case PeerLeaves(code):
+                if code or not self._streams:
+                    raise LinkClosed(f"{_PEER_CLOSED} (code {code})" if code else _PEER_CLOSED)
+                self._peer_leaves = True
+            case WindowGrew() | DataReceived():
+                pass  # the writer is woken after the batch
 
     def _add(self, stream_id: int) -> MuxedStream:
         stream = MuxedStream(self, stream_id)
         self._streams[stream_id] = stream
         return stream
 
-    def _wake(self) -> None:
-        if self._mux.pending_bytes or self._closing:
-            self._work.unpark_all()
+    def _on_fewer(self) -> None:
+        self._fewer.unpark_all()
+        if self._peer_leaves and not self._streams:
+            self.close(_PEER_CLOSED)

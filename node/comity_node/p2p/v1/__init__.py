@@ -1,0 +1,1 @@
+"""Stubs that are made from proto/comity_node/p2p/v1."""
