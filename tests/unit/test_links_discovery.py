@@ -13,9 +13,10 @@ import trio.testing
 from comity.errors import ComityError, ConfigError, DeadlineExceeded, LinkClosed, StorageError
 from comity.signing import PrivateKey
 from comity.trust import Attested, NodeIdentity, TrustStore
+from comity_node.config import NetworkConfig
 from comity_node.discovery import Discovery, DiscoverySettings, PeerHint
 from comity_node.links import Changes, Links, LinkState
-from comity_node.node import _is_near
+from comity_node.network import is_near
 from comity_node.transport.address import parse_address
 from comity_node.transport.memory import MemoryNetwork
 
@@ -226,6 +227,102 @@ def test_whatever_is_wrong_with_a_hint_the_next_is_taken(error: type[ComityError
 
 
 @pytest.mark.invariant("S7")
+def test_dead_ends_count_for_who_named_them_and_are_not_taken_again_at_once() -> None:
+    """A liar that names others and others, or the same, cannot keep a node knocking."""
+
+    async def main() -> None:
+        table = Table()
+        finder = discovery(table, max_unproved=5, give_up_s=60, dead_end_s=120)
+        knocked: set[str] = set()
+        same = hint()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(finder.run)
+            for _ in range(600):
+                finder.learn("liar", [same, *(hint() for _ in range(10))])
+                knocked |= set(table.known)
+                await trio.sleep(1)
+            assert same.peer_id in knocked
+            assert len(knocked) <= 5 * (1 + 600 / 180)
+            await trio.sleep(300)
+            late = hint()
+            finder.learn("liar", [late])
+            assert late.peer_id in table.known
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_relay_goes_on_the_account_of_who_has_named_peers_behind_it() -> None:
+    """Else whoever names many relays that are none keeps everybody from relays that are."""
+
+    async def main() -> None:
+        table = Table()
+        finder = discovery(table, max_unproved=4)
+        relays = [PrivateKey.generate().peer_id for _ in range(5)]
+        for relay in relays:
+            finder.learn("liar", [hint(f"/ip4/8.8.8.8/tcp/1/p2p/{relay}/p2p-circuit")])
+        behind = len(table.known)
+        assert behind == 4
+        for relay in relays[:4]:
+            finder.learn("relays", [PeerHint(relay, "", ("/ip4/8.8.8.8/tcp/1",))])
+        assert len(table.known) == behind
+        honest = [hint() for _ in range(4)]
+        finder.learn("relays", honest)
+        assert len(table.known) == behind + 4
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_an_answer_full_of_hints_looks_at_all_links_once_and_not_once_for_each() -> None:
+    async def main() -> None:
+        looks = 0
+
+        class Counting(Table):
+            def peers(self) -> list[LinkState]:
+                nonlocal looks
+                looks += 1
+                return super().peers()
+
+        table = Counting()
+        discovery(table).learn("liar", [hint() for _ in range(128)])
+        assert looks <= 3
+        await trio.lowlevel.checkpoint()
+
+    run(main)
+
+
+def test_rounds_become_rarer_while_an_organization_stays_away_and_whoever_is_new_is_asked_alone() -> None:
+    async def main() -> None:
+        table = Table()
+        asked: list[str] = []
+
+        async def fetch(peer_id: str) -> list[PeerHint]:
+            await trio.lowlevel.checkpoint()
+            asked.append(peer_id)
+            return []
+
+        finder = Discovery(table, fetch, bootstrap=[], organizations=lambda: {"a.example", "b.example", "away.example"})
+        first, second = (PrivateKey.generate().peer_id for _ in range(2))
+        table.connect(first, "a.example")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(finder.run)
+            await trio.sleep(299.5)
+            assert 10 <= len(asked) <= 20  # not 150
+            asked.clear()
+            table.connect(second, "b.example")
+            await trio.testing.wait_all_tasks_blocked()
+            assert asked == [second]
+            await trio.sleep(31)
+            assert set(asked) == {first, second}
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
 def test_the_nodes_of_an_organization_name_peers_on_one_account() -> None:
     async def main() -> None:
         table = Table()
@@ -262,8 +359,10 @@ def test_private_addresses_are_dialled_where_the_settings_say_so() -> None:
     ],
 )
 def test_a_node_is_near_when_its_operator_names_a_private_address(listen: str, bootstrap: str, near: bool) -> None:
-    config = SimpleNamespace(listen=(listen,), bootstrap=(bootstrap,))
-    assert _is_near(config) is near  # type: ignore[arg-type]
+    config = SimpleNamespace(network=NetworkConfig(listen=(listen,), bootstrap=(bootstrap,)))
+    assert is_near(config) is near  # type: ignore[arg-type]
+    unlistened = SimpleNamespace(network=NetworkConfig(listen=(), relays=(bootstrap,)))
+    assert is_near(unlistened) is parse_address(bootstrap).is_private  # type: ignore[arg-type]
 
 
 def test_it_asks_often_while_somebody_is_missing_and_seldom_after() -> None:
@@ -285,11 +384,11 @@ def test_it_asks_often_while_somebody_is_missing_and_seldom_after() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert asked == [began + 1]  # at once
             await trio.sleep(6.5)
-            assert [round(at - began) for at in asked] == [1, 3, 5, 7]
+            assert [round(at - began) for at in asked] == [1, 2, 4, 6]
             asked.clear()
             table.connect(PrivateKey.generate().peer_id, "c.example")
             await trio.sleep(59)
-            assert len(asked) == 4  # both at once, and both half a minute later
+            assert len(asked) == 3 + 2  # the new one at once; both in the next round, and half a minute later
             nursery.cancel_scope.cancel()
 
     run(main)

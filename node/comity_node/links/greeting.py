@@ -6,12 +6,13 @@ A Hello is judged in these steps, the cheap ones first; the first that fails ref
 2. the consortium, the epoch of the trust bundle and its digest are ours;
 3. the chain verifies against the bundle, now;
 4. the chain's leaf holds the key that the transport has proved, and that key is not our own;
-5. the addresses are few and well formed; those that are not for a peer to name (`may_dial`) are left out.
+5. the addresses are few and well formed; those that are not for a peer to name (`may_dial`) are left out;
+6. the stream is of a class that its protocol has, and its acceptor takes at least one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -20,11 +21,21 @@ from comity.errors import Busy, ComityError, ConfigError, PeerNotAttested, Trust
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1 import link_pb2
 from comity_node.links.channel import Channel
+from comity_node.links.limits import Window
 from comity_node.protocol.session_events import Established, HelloReceived, Refused
 from comity_node.transport.address import may_dial, parse_address
+from comity_node.transport.base import Priority
 
-VERSION = 1
+VERSION = 2
 _MAX_ADDRESSES = 16
+_CLASSES = {
+    Priority.CONTROL: link_pb2.STREAM_CLASS_CONTROL,
+    Priority.WORK: link_pb2.STREAM_CLASS_WORK,
+    Priority.BULK: link_pb2.STREAM_CLASS_BULK,
+}
+_PRIORITIES = {value: priority for priority, value in _CLASSES.items()}
+#: What a tunnel, which has no calls, says it takes.
+NO_WINDOW = Window()
 
 
 class HelloRefused(PeerNotAttested):
@@ -43,11 +54,15 @@ class Greeting:
         attested: who it is.
         addresses: where it says it can be dialled.
         chain: its certificates, to verify again as time goes by.
+        priority: what the stream is for.
+        window: what it takes at once, if it is the acceptor.
     """
 
     attested: Attested
     addresses: tuple[str, ...]
     chain: tuple[bytes, ...]
+    priority: Priority
+    window: Window
 
 
 Admit = Callable[[Greeting], None]
@@ -69,8 +84,8 @@ class Greeter:
         self._addresses, self._now_ms = addresses, now_ms
         self._allow_private = allow_private
 
-    def hello(self) -> bytes:
-        """Return our Hello."""
+    def hello(self, priority: Priority = Priority.WORK, window: Window = NO_WINDOW) -> bytes:
+        """Return our Hello for a stream of this class; as its acceptor, with what we take at once."""
         bundle = self._trust.bundle
         return link_pb2.Hello(
             version=VERSION,
@@ -79,14 +94,19 @@ class Greeter:
             bundle_digest=bundle.digest,
             chain=self._identity.chain,
             addresses=self._addresses()[:_MAX_ADDRESSES],
+            stream_class=_CLASSES[priority],
+            max_calls=window.calls,
+            max_call_bytes=window.size,
         ).SerializeToString()
 
-    def judge(self, data: bytes, remote_peer: str) -> Greeting:
-        """Judge a peer's Hello by the five steps above.
+    def judge(self, data: bytes, remote_peer: str, classes: Collection[Priority], *, needs_window: bool) -> Greeting:
+        """Judge a peer's Hello by the six steps above.
 
         Args:
             data: the encoded Hello.
             remote_peer: the PeerId that the transport has proved.
+            classes: those of which the stream may be.
+            needs_window: whether it has to take at least one call.
 
         Raises:
             HelloRefused: a step failed.
@@ -105,7 +125,13 @@ class Greeter:
         if attested.peer_id == self._identity.peer_id:
             raise HelloRefused("wrong_peer", "a node does not link with itself")
         addresses = _checked_addresses(hello.addresses, allow_private=self._allow_private)
-        return Greeting(attested, addresses, tuple(hello.chain))
+        priority = _PRIORITIES.get(hello.stream_class)
+        if priority is None or priority not in classes:
+            raise HelloRefused("protocol_error", f"a stream of class {hello.stream_class} has no place here")
+        window = Window(hello.max_calls, hello.max_call_bytes)
+        if needs_window and not (window.calls and window.size):
+            raise HelloRefused("protocol_error", "a stream on which no call is taken")
+        return Greeting(attested, addresses, tuple(hello.chain), priority, window)
 
     def judge_again(self, greeting: Greeting) -> None:
         """Check that a chain that was good still is.
@@ -132,12 +158,16 @@ class Greeter:
             raise HelloRefused("wrong_bundle", f"another trust bundle of the same epoch {bundle.epoch}")
 
 
-async def greet_as_opener(channel: Channel, greeter: Greeter, admit: Admit = lambda _: None) -> Greeting:
+async def greet_as_opener(
+    channel: Channel, greeter: Greeter, priority: Priority, *, calls: bool, admit: Admit = lambda _: None
+) -> Greeting:
     """Present ourselves on a stream that we opened, and judge who answers.
 
     Args:
         channel: the stream.
         greeter: who judges.
+        priority: what the stream is for; what we send on it is scheduled by that.
+        calls: whether it is for calls: then the acceptor says how many it takes.
         admit: may refuse an attested peer for want of room (raises Busy).
 
     Raises:
@@ -146,12 +176,14 @@ async def greet_as_opener(channel: Channel, greeter: Greeter, admit: Admit = lam
         LinkClosed: the stream broke.
         ProtocolError: the peer broke the protocol.
     """
-    channel.session.greet(greeter.hello())
+    channel.stream.set_priority(priority)
+    channel.session.greet(greeter.hello(priority))
     await channel.flush()
     match await channel.next_event():
         case HelloReceived(hello):
-            greeting = await _judged(channel, greeter, hello)
+            greeting = await _judged(channel, greeter, hello, {priority}, needs_window=calls)
             await _admitted(channel, greeting, admit)
+            channel.session.set_window(greeting.window.calls, greeting.window.size)
             channel.session.accept()
             await channel.flush()
             return greeting
@@ -161,12 +193,15 @@ async def greet_as_opener(channel: Channel, greeter: Greeter, admit: Admit = lam
             raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
 
 
-async def greet_as_acceptor(channel: Channel, greeter: Greeter, admit: Admit = lambda _: None) -> Greeting:
+async def greet_as_acceptor(
+    channel: Channel, greeter: Greeter, windows: Mapping[Priority, Window], admit: Admit = lambda _: None
+) -> Greeting:
     """Judge who has opened a stream to us, then present ourselves.
 
     Args:
         channel: the stream.
         greeter: who judges.
+        windows: the classes of which the stream may be, and what we take on it at once.
         admit: may refuse an attested peer for want of room (raises Busy).
 
     Raises:
@@ -178,9 +213,12 @@ async def greet_as_acceptor(channel: Channel, greeter: Greeter, admit: Admit = l
     event = await channel.next_event()
     if not isinstance(event, HelloReceived):
         raise UnexpectedMessage(f"{type(event).__name__} instead of a Hello")
-    greeting = await _judged(channel, greeter, event.hello)
+    greeting = await _judged(channel, greeter, event.hello, windows, needs_window=False)
     await _admitted(channel, greeting, admit)
-    channel.session.greet(greeter.hello())
+    window = windows[greeting.priority]
+    channel.stream.set_priority(greeting.priority)
+    channel.session.set_window(window.calls, window.size)
+    channel.session.greet(greeter.hello(greeting.priority, window))
     await channel.flush()
     match await channel.next_event():
         case Established():
@@ -198,9 +236,11 @@ def refused_by_peer(code: str, reason: str) -> ComityError:
     return PeerNotAttested(f"the peer refused us ({code}): {reason}")
 
 
-async def _judged(channel: Channel, greeter: Greeter, hello: bytes) -> Greeting:
+async def _judged(
+    channel: Channel, greeter: Greeter, hello: bytes, classes: Collection[Priority], *, needs_window: bool
+) -> Greeting:
     try:
-        return greeter.judge(hello, channel.remote_peer)
+        return greeter.judge(hello, channel.remote_peer, classes, needs_window=needs_window)
     except HelloRefused as error:
         await _refuse(channel, error.verdict, str(error))
         raise

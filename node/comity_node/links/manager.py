@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
 
-from comity.errors import (
-    Busy,
-    ComityError,
-    ConfigError,
-    LinkClosed,
-    PeerNotAttested,
-    PeerUnreachable,
-    ProtocolError,
-)
+from comity.errors import Busy, ConfigError, PeerNotAttested, PeerUnreachable
 from comity.signing import peer_id_to_bytes
 from comity.trust import NodeIdentity, TrustStore
+from comity_node.links.activity import Changes
 from comity_node.links.channel import Channel
-from comity_node.links.greeting import Greeter, Greeting, greet_as_acceptor
-from comity_node.links.inbound import InboundLink, RequestHandler
+from comity_node.links.doors import Doors
+from comity_node.links.greeting import Greeter
+from comity_node.links.handlers import Handlers, NoticeHandler, RequestHandler, StreamAnswerer
+from comity_node.links.items import Items
+from comity_node.links.lane import MESSAGES
 from comity_node.links.limits import LinkLimits
-from comity_node.links.outbound import MESSAGES, OutboundLink
-from comity_node.links.places import whose_place
-from comity_node.links.state import Activity, Changes, Counters, LinkState, Peer
-from comity_node.links.tunnels import (
-    TUNNEL,
-    InboundTunnel,
-    TunnelHandler,
-    TunnelStream,
-    ask_for_tunnel,
-    asked_tunnel,
-)
+from comity_node.links.outbound import OutboundLink
+from comity_node.links.paths import describe_path
+from comity_node.links.state import Counters, LinkState, Peer
+from comity_node.links.table import PeerTable
+from comity_node.links.tunnels import TUNNEL, TunnelHandler, TunnelStream, ask_for_tunnel
 from comity_node.protocol.session import Session
 from comity_node.protocol.session_states import Role, Service
 from comity_node.transport.address import parse_address
-from comity_node.transport.base import ByteStream, Transport
+from comity_node.transport.base import ByteStream, Priority, Transport
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
-_log = logging.getLogger("comity.links")
-#: A peer that reconnects may have an old stream that has not been noticed to be dead.
-_INBOUND_PER_PEER = 2
-
 
 class Links:
-    """Requests to peers and from them, and tunnels, over attested links that are kept up.
+    """Calls to peers and from them, and tunnels, over attested links that are kept up.
 
-    Each node opens one long-lived stream to each peer for the requests that it makes, and serves the streams
-    that peers open for theirs. Before anything else both sides attest themselves (`links.greeting`); a peer
-    that fails is told why and its connections are cut.
+    Each node opens to each peer one long-lived stream of each class (CONTROL, WORK) for the calls that it makes,
+    and serves the streams that peers open for theirs. Before anything else both sides attest themselves
+    (`links.greeting`); a peer that fails is told why and its connections are cut.
+
+    A call is a request, a notification or a request for a stream. A peer says how many it takes at once; further
+    ones wait here, in line, so an overloaded peer is felt as waiting. What is full here as well is `Busy`.
     """
 
     def __init__(
@@ -87,17 +77,19 @@ class Links:
         """
         if transport.peer_id != identity.peer_id:
             raise PeerNotAttested(f"the transport is {transport.peer_id}, the identity {identity.peer_id}")
-        self._transport, self._on_request, self._random_bytes = transport, on_request, random_bytes
+        self._transport = transport
         self._limits = limits or LinkLimits()
         self._greeter = Greeter(identity, trust, transport.addresses, now_ms, allow_private=allow_private)
-        self._on_tunnel = on_tunnel
-        self._outbound: dict[str, OutboundLink] = {}
-        self._inbound: dict[str, list[InboundLink]] = {}
-        self._nursery: trio.Nursery | None = None
-        self._draining = False
-        self._activity = Activity()
-        #: Counts changes of any link's state; wait on it with `changes.wait(version)`.
-        self.changes = Changes()
+        self._handlers = Handlers(on_request)
+        self._table = PeerTable(transport, self._greeter, self._limits, random_bytes)
+        self._doors = Doors(transport, self._greeter, self._limits, self._table, self._handlers)
+        self._doors.on_tunnel = on_tunnel
+        transport.on_better_path(self._on_better_path)
+
+    @property
+    def changes(self) -> Changes:
+        """Counts changes of any link's state; wait on it with `changes.wait(version)`."""
+        return self._table.changes
 
     @property
     def peer_id(self) -> str:
@@ -110,7 +102,15 @@ class Links:
 
     def on_tunnel(self, handler: TunnelHandler) -> None:
         """Set who serves the tunnels that peers ask for."""
-        self._on_tunnel = handler
+        self._doors.on_tunnel = handler
+
+    def on_notice(self, handler: NoticeHandler) -> None:
+        """Set who takes the notifications of peers; without one they are dropped."""
+        self._handlers.notice = handler
+
+    def on_stream(self, handler: StreamAnswerer) -> None:
+        """Set who serves the streams that peers ask for; without one every stream is refused."""
+        self._handlers.stream = handler
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the transport and every link, until cancelled.
@@ -118,8 +118,8 @@ class Links:
         Raises:
             ConfigError: the transport cannot listen.
         """
-        self._transport.serve(MESSAGES, self._serve_messages)
-        self._transport.serve(TUNNEL, self._serve_tunnel)
+        self._transport.serve(MESSAGES, self._doors.serve_messages, strangers=True)
+        self._transport.serve(TUNNEL, self._doors.serve_tunnel, strangers=True)
         failure: ConfigError | None = None
         async with trio.open_nursery() as nursery:
             try:
@@ -127,14 +127,14 @@ class Links:
             except ConfigError as error:  # not as part of a group: the caller shows it to a person
                 failure = error
             else:
-                self._nursery = nursery
-                for link in self._outbound.values():
-                    nursery.start_soon(self._keep, link)
+                self._doors.open(nursery)
+                self._table.start(nursery)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
                 finally:
-                    self._nursery = None
+                    self._table.stop()
+                    self._doors.close()
         if failure is not None:
             raise failure
 
@@ -157,25 +157,21 @@ class Links:
             if address.peer_id not in ("", peer_id):
                 raise ConfigError(f"{address} is not an address of {peer_id}")
         if peer_id != self.peer_id:
-            if peer_id not in self._outbound and not keep and len(self._outbound) >= self._limits.max_peers:
-                raise Busy(f"{len(self._outbound)} peers are known, which is the limit", retry_after_ms=60_000)
-            peer = self._link(peer_id).peer
-            peer.keep = peer.keep or keep
-            peer.add_addresses([address.without_peer for address in parsed], first=False)
+            self._table.add(peer_id, [address.without_peer for address in parsed], keep=keep)
 
     async def remove_peer(self, peer_id: str) -> None:
         """Forget a peer and cut its connections. It may come back by itself."""
-        self._forget(peer_id)
+        self._table.forget(peer_id)
         await self._transport.disconnect(peer_id)
 
     def peers(self) -> list[LinkState]:
         """The state of every link, by PeerId."""
-        return [self._outbound[peer_id].peer.snapshot() for peer_id in sorted(self._outbound)]
+        return [self._state(link) for link in self._table]
 
     def state(self, peer_id: str) -> LinkState | None:
         """The state of one link, or None for a peer that is not known."""
-        link = self._outbound.get(peer_id)
-        return link.peer.snapshot() if link else None
+        link = self._table.get(peer_id)
+        return self._state(link) if link else None
 
     async def wait_for(self, peer_id: str, timeout_s: float) -> LinkState:
         """Wait until the link to a peer is up.
@@ -198,29 +194,54 @@ class Links:
                 return state
             await self.changes.wait(version)
 
-    async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
-        """Send a request to a peer and return its answer.
+    async def request(
+        self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
+    ) -> bytes:
+        """Send a request to a peer and return its answer. If it is cancelled, so is the peer's work on it.
 
         Args:
             peer_id: whom to ask.
             payload: opaque, at most 4 MiB.
-            deadline_s: seconds for all of it.
+            deadline_s: seconds for all of it, waiting in line included; the peer stops working on it then.
+            priority: CONTROL for what must not stand behind other work.
 
         Raises:
             PeerUnreachable: the peer is not known, or there is no link to it at this moment.
-            Busy: the peer, or the queue to it, is full: try again after `retry_after_ms`.
+            Busy: the peer, or the line to it, is full: try again after `retry_after_ms`.
             DeadlineExceeded: no answer in time; the peer may have acted on the request.
             LinkClosed: the link went down before the answer came; the peer may have acted on the request.
             PeerRefused: the peer answered with an error; `remote_code` is its code.
             FrameTooLarge: the payload, or the answer, is over the limit.
         """
-        link = self._outbound.get(peer_id)
-        if link is None:
-            raise PeerUnreachable(f"{peer_id} is not a known peer")
-        return await link.request(payload, deadline_s)
+        return await self._link(peer_id).calls(priority).request(payload, deadline_s)
 
-    async def open_tunnel(self, peer_id: str, name: str) -> ByteStream:
+    async def notify(
+        self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
+    ) -> None:
+        """Tell a peer something; returns when it is on its way. Nobody says whether it arrived.
+
+        Arguments and errors are those of `request`; `deadline_s` is also what the peer has to work on it.
+        """
+        await self._link(peer_id).calls(priority).notify(payload, deadline_s)
+
+    def stream(
+        self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
+    ) -> AbstractAsyncContextManager[Items]:
+        """Ask a peer for a stream of items: `async with links.stream(...) as items: async for item in items: ...`.
+
+        The peer sends no more than is read here, but for a window. At the end of the `async with` a stream that
+        has not ended is cancelled. Arguments and errors are those of `request`; `deadline_s` is for the whole
+        stream. What ends it early is raised by the iteration, after the items that had come.
+        """
+        return self._link(peer_id).stream(payload, deadline_s, priority)
+
+    async def open_tunnel(self, peer_id: str, name: str, *, priority: Priority = Priority.BULK) -> ByteStream:
         """Open a tunnel that a peer serves. The caller closes the stream.
+
+        Args:
+            peer_id: whose tunnel.
+            name: its name.
+            priority: how its bytes are scheduled against everything else that goes to the peer, both ways.
 
         Raises:
             PeerUnreachable: the peer is not known, cannot be reached or speaks no tunnels.
@@ -229,15 +250,12 @@ class Links:
             Busy: too many tunnels are open.
             LinkClosed: the stream broke.
         """
-        link = self._outbound.get(peer_id)
-        if link is None:
-            raise PeerUnreachable(f"{peer_id} is not a known peer")
-        peer = link.peer
+        peer = self._link(peer_id).peer
         if peer.tunnels_out >= self._limits.max_tunnels:
             raise Busy(f"{peer.tunnels_out} tunnels to {peer_id} are open")
         peer.tunnels_out += 1
         try:
-            stream, rest = await self._open_tunnel(peer, name)
+            stream, rest = await self._open_tunnel(peer, name, priority)
         except BaseException:
             peer.tunnels_out -= 1
             raise
@@ -245,71 +263,53 @@ class Links:
         def closed() -> None:
             peer.tunnels_out -= 1
 
-        return TunnelStream(stream, rest, closed)
+        return TunnelStream(stream, rest, closed, peer.heard)
 
     async def drain(self, timeout_s: float) -> None:
-        """Take and make no more requests; return when those under way are done, or after `timeout_s` seconds.
+        """Take and make no more calls; return when those under way are done, or after `timeout_s` seconds.
 
         Peers are told to go away, the last answers are sent and the connections closed; `run` is then
         cancelled by its owner.
         """
-        self._draining = True
-        for inbound in [link for links in self._inbound.values() for link in links]:
-            inbound.go_away()
-        for link in self._outbound.values():
+        self._doors.go_away()
+        for link in self._table:
             link.go_away()
         with trio.move_on_after(timeout_s):
-            await self._activity.wait_idle()
-            for inbound in [link for links in self._inbound.values() for link in links]:
-                await inbound.flushed()
+            await self._table.activity.wait_idle()
+            await self._doors.flushed()
         async with trio.open_nursery() as nursery:
-            for peer_id in self._outbound:
-                nursery.start_soon(self._transport.disconnect, peer_id)
-
-    # Outbound.
+            for link in self._table:
+                nursery.start_soon(self._transport.disconnect, link.peer.peer_id)
 
     def _link(self, peer_id: str) -> OutboundLink:
-        """The link to a peer, a new one if it is not known."""
-        if peer_id in self._outbound:
-            return self._outbound[peer_id]
-        peer = Peer(peer_id, self.changes, self._activity, max_addresses=self._limits.max_addresses)
-        link = OutboundLink(peer, self._transport, self._greeter, self._limits, self._random_bytes, self._give_place)
-        self._outbound[peer_id] = link
-        self.changes.note()
-        if self._nursery is not None:
-            self._nursery.start_soon(self._keep, link)
+        link = self._table.get(peer_id)
+        if link is None:
+            raise PeerUnreachable(f"{peer_id} is not a known peer")
         return link
 
-    def _forget(self, peer_id: str) -> None:
-        if link := self._outbound.pop(peer_id, None):
-            link.scope.cancel()
-            self.changes.note()
+    def _state(self, link: OutboundLink) -> LinkState:
+        peer_id, info = link.peer.peer_id, self._transport.connection_info(link.peer.peer_id)
+        channels = [lane.channel for lane in link.lanes] + [each.channel for each in self._doors.links(peer_id)]
+        return replace(
+            link.peer.snapshot(),
+            in_flight=sum(lane.calls.under_way for lane in link.lanes),
+            waiting=sum(lane.calls.waiting for lane in link.lanes),
+            queued_bytes=sum(each.session.pending_bytes for each in channels) + (info.queued_bytes if info else 0),
+            window_bytes=info.window_bytes if info else 0,
+            path=describe_path(info if link.lanes else None, self._table.organization_of),
+        )
 
-    def _give_place(self, greeting: Greeting) -> None:
-        """Find a place among its organization's nodes for a peer that has attested itself; raises Busy."""
-        peer_id, organization = greeting.attested.peer_id, greeting.attested.organization
-        known = self._outbound.get(peer_id)
-        if known is None or not (known.peer.keep or known.peer.place_of == organization):
-            others = [link.peer for link in self._outbound.values() if link is not known]
-            now = trio.current_time()
-            leaving = whose_place(organization, others, known=known is not None, limits=self._limits, now=now)
-            if leaving is not None:
-                _log.debug("%s was gone for long, and its place is needed", leaving.peer_id)
-                self._forget(leaving.peer_id)
-        peer = self._link(peer_id).peer
-        peer.place_of = organization
-        peer.gone_since = trio.current_time()  # it is here now: its place is not given away while it greets us
+    def _on_better_path(self, peer_id: str) -> None:
+        if link := self._table.get(peer_id):
+            link.move()
 
-    async def _keep(self, link: OutboundLink) -> None:
-        with link.scope:
-            await link.run()
-
-    async def _open_tunnel(self, peer: Peer, name: str) -> tuple[ByteStream, bytes]:
-        stream = await self._transport.open_stream(peer.peer_id, peer.addresses, TUNNEL)
-        channel = self._channel(stream, Role.OPENER, Service.TUNNEL)
+    async def _open_tunnel(self, peer: Peer, name: str, priority: Priority) -> tuple[ByteStream, bytes]:
+        stream = await self._transport.open_stream(peer.peer_id, peer.addresses, TUNNEL, priority=priority)
+        session = Session(Role.OPENER, Service.TUNNEL, self._limits.session)
+        channel = Channel(stream, session, Counters(), send_buffer=self._limits.send_buffer)
         try:
             with trio.fail_after(self._limits.attest_s):
-                rest = await ask_for_tunnel(channel, self._greeter, name)
+                rest = await ask_for_tunnel(channel, self._greeter, name, priority)
         except trio.TooSlowError as error:
             stream.reset()
             raise PeerUnreachable(f"{peer.peer_id} has not opened the tunnel in {self._limits.attest_s:g} s") from error
@@ -320,93 +320,3 @@ class Links:
             stream.reset()
             raise
         return stream, rest
-
-    # Inbound.
-
-    async def _serve_messages(self, stream: ByteStream) -> None:
-        channel = self._channel(stream, Role.ACCEPTOR, Service.MESSAGES)
-        try:
-            greeting, peer = await self._greet(channel)
-            nursery = self._nursery
-            if nursery is None:
-                raise LinkClosed("the node is stopping")
-        except ComityError as error:
-            _log.debug("a stream of %s was refused: %s", stream.remote_peer, error)
-            await channel.say_goodbye()
-            return
-        channel.count_with(peer.counters)
-        link = InboundLink(peer, channel, greeting, self._greeter, self._limits, self._on_request, nursery)
-        siblings = self._inbound.setdefault(peer.peer_id, [])
-        siblings.append(link)
-        peer.streams_in += 1
-        if len(siblings) > _INBOUND_PER_PEER:
-            siblings[0].close("the peer has opened newer streams")
-        try:
-            await link.run()
-        except PeerNotAttested:
-            await self._transport.disconnect(peer.peer_id)
-            raise
-        finally:
-            siblings.remove(link)
-            peer.streams_in -= 1
-            peer.gone_since = trio.current_time()
-            if not siblings and self._inbound.get(peer.peer_id) is siblings:
-                del self._inbound[peer.peer_id]
-
-    async def _serve_tunnel(self, stream: ByteStream) -> None:
-        channel = self._channel(stream, Role.ACCEPTOR, Service.TUNNEL)
-        try:
-            greeting, peer = await self._greet(channel)
-            with trio.fail_after(self._limits.attest_s):
-                name = await asked_tunnel(channel)
-        except (ComityError, trio.TooSlowError) as error:
-            _log.debug("a tunnel of %s was refused: %s", stream.remote_peer, error)
-            await channel.say_goodbye()
-            return
-        peer.tunnels_in += 1
-
-        def closed() -> None:
-            peer.tunnels_in -= 1
-
-        await self._run_tunnel(InboundTunnel(channel, closed), greeting, name, peer)
-
-    async def _run_tunnel(self, tunnel: InboundTunnel, greeting: Greeting, name: str, peer: Peer) -> None:
-        try:
-            if peer.tunnels_in > self._limits.max_tunnels:
-                raise Busy(f"{peer.tunnels_in - 1} tunnels of yours are open")
-            if self._on_tunnel is None:
-                raise PeerUnreachable("this node serves no tunnels")
-            await self._on_tunnel(greeting.attested, name, tunnel)
-            if not tunnel.accepted:
-                raise LinkClosed("the tunnel's server did not want it")
-        except ComityError as error:
-            if not tunnel.accepted:
-                await tunnel.refuse(error.code, str(error))
-            _log.debug("the tunnel %r of %s ended: %s", name, peer.peer_id, error)
-        finally:
-            tunnel.reset()  # no effect on one that was closed
-
-    async def _greet(self, channel: Channel) -> tuple[Greeting, Peer]:
-        """Greet whoever opened a stream; cut them if they are not attested in time."""
-        try:
-            with trio.fail_after(self._limits.attest_s):
-                greeting = await greet_as_acceptor(channel, self._greeter, self._admit)
-        except (PeerNotAttested, ProtocolError, trio.TooSlowError) as error:
-            await channel.say_goodbye()
-            await self._transport.disconnect(channel.remote_peer)
-            raise PeerNotAttested(str(error) or "the peer has not attested itself in time") from error
-        self._give_place(greeting)  # still: it may have been forgotten in the meantime
-        self._transport.confirm(channel.remote_peer)
-        link = self._link(channel.remote_peer)
-        link.peer.attest(greeting.attested, greeting.addresses)
-        link.kick()
-        return greeting, link.peer
-
-    def _admit(self, greeting: Greeting) -> None:
-        if self._draining:
-            raise Busy("the node is shutting down")
-        self._give_place(greeting)
-
-    def _channel(self, stream: ByteStream, role: Role, service: Service) -> Channel:
-        session = Session(role, service, self._limits.session)
-        return Channel(stream, session, Counters(), send_buffer=self._limits.send_buffer)

@@ -1,66 +1,32 @@
-"""The stream on which our requests to one peer go: opened, kept alive, opened again."""
+"""The streams on which our calls to one peer go: opened, kept alive, opened again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
-from comity.errors import (
-    Busy,
-    ComityError,
-    DeadlineExceeded,
-    FrameTooLarge,
-    LinkClosed,
-    PeerNotAttested,
-    PeerRefused,
-    PeerUnreachable,
-    ProtocolError,
-)
-from comity_node.links.channel import Channel
-from comity_node.links.greeting import Admit, Greeter, Greeting, greet_as_opener
+from comity.errors import ComityError, LinkClosed, PeerNotAttested, PeerUnreachable
+from comity_node.links.calls import Calls
+from comity_node.links.greeting import Admit, Greeter
+from comity_node.links.items import Items
+from comity_node.links.lane import MESSAGES, Lane, LaneOpener, open_all
+from comity_node.links.life import Life, NoSignOfLife
 from comity_node.links.limits import LinkLimits
-from comity_node.links.state import Counters, Peer
-from comity_node.protocol.session import Session
-from comity_node.protocol.session_events import ErrorReceived, Event, GoingAway, PongReceived, ResponseReceived
-from comity_node.protocol.session_states import Role, Service
-from comity_node.transport.base import Transport
+from comity_node.links.state import Peer
+from comity_node.transport.base import Priority, Transport
 
-MESSAGES = "/comity/messages/1"
+__all__ = ["MESSAGES", "OutboundLink"]
+
+#: Both are opened at once, so that the first call of either class waits for nothing.
+CLASSES = (Priority.CONTROL, Priority.WORK)
 _log = logging.getLogger("comity.links")
 
 
-class _Waiter:
-    """One request of ours, until its answer comes."""
-
-    __slots__ = ("_error", "_payload", "done")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self._payload = b""
-        self._error: ComityError | None = None
-
-    def answer(self, payload: bytes) -> None:
-        self._payload = payload
-        self.done.set()
-
-    def fail(self, error: ComityError) -> None:
-        self._error = error
-        self.done.set()
-
-    def result(self) -> bytes:
-        if self._error is not None:
-            raise self._error
-        return self._payload
-
-
-class _NoSignOfLife(LinkClosed):
-    """The peer does not answer pings: its connections are dead too."""
-
-
 class OutboundLink:
-    """Keeps one stream to a peer open, and sends requests on it."""
+    """Keeps streams to a peer open, one of each class, and makes calls on them."""
 
     def __init__(
         self,
@@ -73,13 +39,12 @@ class OutboundLink:
     ) -> None:
         self.peer = peer
         self._transport, self._greeter, self._limits = transport, greeter, limits
-        self._admit = admit
+        self._opener = LaneOpener(peer, transport, greeter, limits, admit)
         self._random_bytes = random_bytes
-        self._channel: Channel | None = None
-        self._waiting: dict[int, _Waiter] = {}
+        self._life: Life | None = None
+        self._failure: ComityError | None = None
         self._kicked = trio.Event()
-        self._pong = trio.Event()
-        self._going_away = ""
+        self._better = trio.Event()
         self._stopping = False
         #: Cancelled when the peer is forgotten.
         self.scope = trio.CancelScope()
@@ -88,50 +53,42 @@ class OutboundLink:
         """The peer is known to be there: do not wait for the next attempt."""
         self._kicked.set()
 
-    async def request(self, payload: bytes, deadline_s: float) -> bytes:
-        """Send a request and return the answer.
+    def move(self) -> None:
+        """There is a better connection to the peer: open the streams anew on it, and let the old ones drain."""
+        self._better.set()
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The lanes on which calls go now; none while the link is down."""
+        return self._life.lanes if self._life is not None else ()
+
+    def calls(self, priority: Priority) -> Calls:
+        """Where a call of this class goes now.
 
         Raises:
-            PeerUnreachable: there is no link to the peer at this moment.
-            Busy: too many requests wait for this peer, or the peer has no room.
-            DeadlineExceeded: no answer in `deadline_s` seconds.
-            LinkClosed: the link went down before the answer came; the peer may have acted on the request.
-            PeerRefused: the peer answered with an error.
-            FrameTooLarge: the payload is over the limit.
+            PeerUnreachable: there is no link to the peer at this moment, or no calls of this class.
         """
-        channel = self._channel
-        if channel is None:
+        if self._life is None:
             raise PeerUnreachable(f"no link to {self.peer.peer_id}: {self.peer.reason or self.peer.phase}")
-        try:
-            with trio.fail_after(deadline_s):
-                return await self._request(channel, payload)
-        except trio.TooSlowError as error:
-            raise DeadlineExceeded(f"{self.peer.peer_id} has not answered in {deadline_s:g} s") from error
+        if priority not in CLASSES:
+            raise PeerUnreachable(f"calls are CONTROL or WORK, not {priority.name}: open a tunnel for it")
+        return self._life.lanes[priority].calls
 
-    async def _request(self, channel: Channel, payload: bytes) -> bytes:
-        await channel.wait_room()
-        request_id = channel.session.request(payload)
-        waiter = self._waiting[request_id] = _Waiter()
-        channel.wake()
-        self.peer.counters.messages_sent += 1
-        self.peer.activity.begin()
+    @asynccontextmanager
+    async def stream(self, payload: bytes, deadline_s: float, priority: Priority) -> AsyncIterator[Items]:
+        """Ask for a stream; it is cancelled at the end of the `async with`, if it has not ended."""
+        calls, limits = self.calls(priority), self._limits
+        call = await calls.stream(payload, deadline_s, items=limits.stream_items, size=limits.stream_bytes)
         try:
-            await waiter.done.wait()
+            yield call.items
         finally:
-            self.peer.activity.end()
-            if self._waiting.get(request_id) is waiter:
-                del self._waiting[request_id]  # a late answer is dropped
-        return waiter.result()
+            calls.end_stream(call)
 
     def go_away(self) -> None:
-        """Make no more requests; the link ends when the last one is answered."""
+        """Make no more calls; the link ends when the last one is answered."""
         self._stopping = True
-        self._going_away = "the node is shutting down"
-        if self._channel is not None:
-            self._channel.session.go_away("shutting_down", self._going_away)
-            self._channel.wake()
-            if not self._waiting:
-                self._channel.close(self._going_away)
+        if self._life is not None:
+            self._life.go_away("shutting_down", "the node is shutting down")
         self.kick()
 
     async def run(self) -> None:
@@ -148,6 +105,8 @@ class OutboundLink:
                 _log.debug("the link to %s ended: %s", self.peer.peer_id, error)
                 not_wanted = isinstance(error, PeerNotAttested)
                 self.peer.set_phase("down", str(error))
+                if not_wanted or isinstance(error, NoSignOfLife):
+                    await self._transport.disconnect(self.peer.peer_id)
             failures = 0 if trio.current_time() - began > self._limits.idle_s else failures + 1
             if not self._stopping:
                 with trio.move_on_after(self._backoff_s(failures, not_wanted=not_wanted)):
@@ -160,83 +119,47 @@ class OutboundLink:
         return longest * (0.5 + int.from_bytes(self._random_bytes(2), "big") / 131072)
 
     async def _live(self) -> None:
-        """One life of the link; always raises why it ended."""
-        stream = await self._transport.open_stream(self.peer.peer_id, self.peer.addresses, MESSAGES)
-        session = Session(Role.OPENER, Service.MESSAGES, self._limits.session)
-        channel = Channel(stream, session, Counters(), send_buffer=self._limits.send_buffer)
+        """One life of the link, over whatever better connections come; always raises why it ended."""
+        self._better, self._failure = trio.Event(), None
+        life = self._life = await self._connect()
+        self.peer.set_phase("connected")
         try:
-            greeting = await self._greet(channel)
-            channel.count_with(self.peer.counters)
-            self._channel = channel
-            self._going_away = ""
-            self.peer.set_phase("connected")
-            await channel.run(self._on_event, lambda: self._keep_alive(channel, greeting))
-        except ComityError as error:
-            self.peer.set_phase("down", str(error))  # before those who wait for an answer hear of it
-            if isinstance(error, (PeerNotAttested, _NoSignOfLife)):
-                await self._transport.disconnect(self.peer.peer_id)
-            raise
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry, life, nursery)
+                while True:
+                    await self._better.wait()
+                    self._better = trio.Event()
+                    await self._move(nursery)
         finally:
-            self._channel = None
-            self._fail_waiting(LinkClosed(f"the link to {self.peer.peer_id} went down before the answer came"))
-            await channel.say_goodbye()
+            self._life = None
+        raise self._failure or LinkClosed("the link was closed")
 
-    async def _greet(self, channel: Channel) -> Greeting:
+    async def _connect(self) -> Life:
+        lanes = await open_all(self._opener, CLASSES)
+        greeting = lanes[Priority.WORK].greeting
+        self._transport.confirm(self.peer.peer_id, greeting.attested.organization)
+        self.peer.attest(greeting)
+        return Life(self.peer, lanes, self._greeter, self._limits)
+
+    async def _carry(self, life: Life, nursery: trio.Nursery) -> None:
+        await life.run(self._on_end)
+        if self._life is None:
+            nursery.cancel_scope.cancel()
+
+    async def _move(self, nursery: trio.Nursery) -> None:
         try:
-            with trio.fail_after(self._limits.attest_s):
-                greeting = await greet_as_opener(channel, self._greeter, self._admit)
-        except trio.TooSlowError as error:
-            raise PeerNotAttested(f"the peer has not attested itself in {self._limits.attest_s:g} s") from error
-        except ProtocolError as error:
-            raise PeerNotAttested(f"the peer does not attest itself: {error}") from error
-        self._transport.confirm(self.peer.peer_id)
-        self.peer.attest(greeting.attested, greeting.addresses)
-        return greeting
+            life = await self._connect()
+        except ComityError as error:
+            _log.debug("the link to %s stays where it is: %s", self.peer.peer_id, error)
+            return
+        old, self._life = self._life, life
+        nursery.start_soon(self._carry, life, nursery)
+        if old is None:  # it has failed meanwhile
+            self.peer.set_phase("connected")
+        else:
+            old.go_away("moved", "there is a better connection")
 
-    async def _keep_alive(self, channel: Channel, greeting: Greeting) -> None:
-        nonce = 0
-        while True:
-            nonce += 1
-            self._pong = trio.Event()
-            asked = trio.current_time()
-            channel.session.ping(nonce)
-            channel.wake()
-            with trio.move_on_after(self._limits.dead_after_s) as scope:
-                await self._pong.wait()
-            if scope.cancelled_caught:
-                raise _NoSignOfLife(f"no sign of life for {self._limits.dead_after_s:g} s")
-            self.peer.round_trip_ms = (trio.current_time() - asked) * 1000
-            await trio.sleep(self._limits.ping_every_s)
-            self._greeter.judge_again(greeting)
-
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case ResponseReceived(request_id, payload):
-                self.peer.counters.messages_received += 1
-                if waiter := self._waiting.pop(request_id, None):
-                    waiter.answer(payload)
-            case ErrorReceived(request_id):
-                self.peer.counters.messages_received += 1
-                if waiter := self._waiting.pop(request_id, None):
-                    waiter.fail(_error_of(event))
-            case PongReceived():
-                self._pong.set()
-            case GoingAway(code, reason):
-                self._going_away = f"the peer goes away ({code}): {reason}"
-            case _:
-                raise ProtocolError(f"{type(event).__name__} on an open link")
-        if self._going_away and not self._waiting:
-            raise LinkClosed(self._going_away)
-
-    def _fail_waiting(self, error: ComityError) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            waiter.fail(error)
-
-
-def _error_of(event: ErrorReceived) -> ComityError:
-    if event.code == Busy.code:
-        return Busy(event.text or "the peer is busy", retry_after_ms=event.retry_after_ms)
-    if event.code == FrameTooLarge.code:
-        return FrameTooLarge(f"the peer refuses: {event.text}")
-    return PeerRefused(f"the peer answered {event.code}: {event.text}", remote_code=event.code)
+    def _on_end(self, life: Life, error: ComityError) -> None:
+        if life is self._life:
+            self._life, self._failure = None, error
+            self.peer.set_phase("down", str(error))

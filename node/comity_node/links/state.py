@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
 from comity.trust import Attested
+from comity_node.links.activity import Activity, Changes
+from comity_node.links.pool import HandlerPool
+from comity_node.transport.base import Priority
+
+if TYPE_CHECKING:
+    from comity_node.links.greeting import Greeting
 
 Phase = Literal["connected", "connecting", "down"]
 
@@ -22,14 +28,22 @@ class LinkState:
         organization: whose it is; "" until it has attested itself.
         node: its SPIFFE ID; "" until then.
         addresses: where it is dialled, best first.
-        state: of the stream on which our requests go.
+        state: of the streams on which our calls go.
         reason: why it is not connected.
         bytes_sent: on message streams, both directions' streams together.
         bytes_received: likewise.
-        messages_sent: requests and answers.
+        messages_sent: calls, answers and items of streams.
         messages_received: likewise.
         reconnects: how often a link that was up has come up again.
         round_trip_ms: of the last ping; 0 before the first.
+        frames_sent: on message streams, everything counted.
+        frames_received: likewise.
+        in_flight: our calls that have no answer yet.
+        waiting: our calls that wait until the peer takes more.
+        serving: calls of the peer that wait or are worked on here.
+        queued_bytes: that wait to be written to its message streams and its connection.
+        window_bytes: what it may send on one stream of its connection before it waits; 0 if that is not known.
+        path: "direct", "relayed via <organization>", or "" while there is no connection.
     """
 
     peer_id: str
@@ -44,6 +58,14 @@ class LinkState:
     messages_received: int
     reconnects: int
     round_trip_ms: float
+    frames_sent: int = 0
+    frames_received: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    serving: int = 0
+    queued_bytes: int = 0
+    window_bytes: int = 0
+    path: str = ""
 
 
 @dataclass(slots=True)
@@ -54,50 +76,17 @@ class Counters:
     bytes_received: int = 0
     messages_sent: int = 0
     messages_received: int = 0
+    frames_sent: int = 0
+    frames_received: int = 0
 
-
-class Changes:
-    """A counter of changes that tasks can wait on."""
-
-    def __init__(self) -> None:
-        self.version = 0
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def note(self) -> None:
-        """Something changed."""
-        self.version += 1
-        self._lot.unpark_all()
-
-    async def wait(self, since: int) -> int:
-        """Wait until the version is past `since`, and return it."""
-        await trio.lowlevel.checkpoint()
-        while self.version <= since:
-            await self._lot.park()
-        return self.version
-
-
-class Activity:
-    """Counts work under way, and lets a drain wait for its end."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def begin(self) -> None:
-        """One more."""
-        self._count += 1
-
-    def end(self) -> None:
-        """One less."""
-        self._count -= 1
-        if not self._count:
-            self._lot.unpark_all()
-
-    async def wait_idle(self) -> None:
-        """Wait until nothing is under way."""
-        await trio.lowlevel.checkpoint()
-        while self._count:
-            await self._lot.park()
+    def add(self, other: Counters) -> None:
+        """Count what another has counted, too."""
+        self.bytes_sent += other.bytes_sent
+        self.bytes_received += other.bytes_received
+        self.messages_sent += other.messages_sent
+        self.messages_received += other.messages_received
+        self.frames_sent += other.frames_sent
+        self.frames_received += other.frames_received
 
 
 class Peer:
@@ -105,20 +94,23 @@ class Peer:
 
     def __init__(self, peer_id: str, changes: Changes, activity: Activity, *, max_addresses: int) -> None:
         self.peer_id = peer_id
-        #: Requests under way on all links, in both directions.
+        #: Calls under way on all links, in both directions.
         self.activity = activity
         self.counters = Counters()
         self.attested: Attested | None = None
+        #: How it did so last; None once that does not hold any more.
+        self.greeting: Greeting | None = None
         self.round_trip_ms = 0.0
         self.phase: Phase = "connecting"
         self.reason = ""
-        #: Requests of the peer that are being worked on, and their bytes.
-        self.handlers = 0
-        self.handler_bytes = 0
+        #: What works on its calls, one for each class of streams.
+        self.pools: dict[Priority, HandlerPool] = {}
         self.tunnels_in = 0
         self.tunnels_out = 0
-        #: Streams on which the peer's requests come.
+        #: Streams on which the peer's calls come.
         self.streams_in = 0
+        #: When anything last came from it on its message streams and our tunnels, by trio's clock.
+        self.heard_at = trio.current_time()
         #: The operator named it: it is never forgotten.
         self.keep = False
         #: The organization whose place in the table it takes, once it has proved to be its.
@@ -135,12 +127,17 @@ class Peer:
         ordered = (*addresses, *self.addresses) if first else (*self.addresses, *addresses)
         self.addresses = tuple(dict.fromkeys(ordered))[: self._max_addresses]
 
-    def attest(self, attested: Attested, addresses: Sequence[str]) -> None:
+    def attest(self, greeting: Greeting) -> None:
         """The peer has attested itself, and says where it can be dialled."""
-        self.add_addresses(addresses, first=True)
-        if attested != self.attested:
-            self.attested = attested
+        self.greeting = greeting
+        self.add_addresses(greeting.addresses, first=True)
+        if greeting.attested != self.attested:
+            self.attested = greeting.attested
             self._changes.note()
+
+    def heard(self) -> None:
+        """Something came from it."""
+        self.heard_at = trio.current_time()
 
     def set_phase(self, phase: Phase, reason: str = "") -> None:
         """Move on, and tell whoever waits."""
@@ -152,9 +149,14 @@ class Peer:
             self._changes.note()
 
     @property
+    def serving(self) -> int:
+        """Calls of the peer that wait or are worked on."""
+        return sum(pool.serving for pool in self.pools.values())
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is up or under way between us."""
-        busy = self.streams_in or self.handlers or self.tunnels_in or self.tunnels_out
+        busy = self.streams_in or self.serving or self.tunnels_in or self.tunnels_out
         return self.phase != "connected" and not busy
 
     def snapshot(self) -> LinkState:
@@ -172,4 +174,7 @@ class Peer:
             messages_received=self.counters.messages_received,
             reconnects=max(self._connections - 1, 0),
             round_trip_ms=self.round_trip_ms,
+            frames_sent=self.counters.frames_sent,
+            frames_received=self.counters.frames_received,
+            serving=self.serving,
         )

@@ -9,26 +9,32 @@ import trio
 from comity.errors import Busy, ComityError, LinkClosed, PeerRefused, UnexpectedMessage
 from comity.trust import Attested
 from comity_node.links.channel import Channel
-from comity_node.links.greeting import Greeter, greet_as_opener
+from comity_node.links.greeting import NO_WINDOW, Greeter, greet_as_opener
 from comity_node.protocol.session_events import GoingAway, Refused, TunnelAsked, TunnelOpened
-from comity_node.transport.base import ByteStream
+from comity_node.transport.base import ByteStream, Priority
 
-TUNNEL = "/comity/tunnel/1"
+TUNNEL = "/comity/tunnel/2"
+#: A tunnel may be of any class; it has no calls.
+TUNNEL_WINDOWS = {priority: NO_WINDOW for priority in Priority}
 
 
 class TunnelStream:
     """A `ByteStream` on top of a channel that has become raw."""
 
-    def __init__(self, stream: ByteStream, rest: bytes, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, stream: ByteStream, rest: bytes, on_close: Callable[[], None], on_data: Callable[[], None]
+    ) -> None:
         """Make a stream.
 
         Args:
             stream: the stream below.
             rest: raw bytes that were read with the last frame.
             on_close: called once, when the stream is closed or reset.
+            on_data: called whenever something has come: it is a sign of life.
         """
         self._stream, self._rest = stream, rest
         self._on_close: Callable[[], None] | None = on_close
+        self._on_data = on_data
 
     @property
     def remote_peer(self) -> str:
@@ -42,7 +48,9 @@ class TunnelStream:
             data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
             await trio.lowlevel.checkpoint()
             return data
-        return await self._stream.receive(max_bytes)
+        data = await self._stream.receive(max_bytes)
+        self._on_data()
+        return data
 
     async def send(self, data: bytes) -> None:
         """See `ByteStream.send`."""
@@ -64,6 +72,10 @@ class TunnelStream:
         self._released()
         self._stream.reset()
 
+    def set_priority(self, priority: Priority) -> None:
+        """See `ByteStream.set_priority`."""
+        self._stream.set_priority(priority)
+
     async def _ready(self) -> None:
         """What has to happen before the first byte."""
 
@@ -76,8 +88,8 @@ class TunnelStream:
 class InboundTunnel(TunnelStream):
     """A tunnel that a peer wants. The first use of it accepts it; raising before that refuses it."""
 
-    def __init__(self, channel: Channel, on_close: Callable[[], None]) -> None:
-        super().__init__(channel.stream, b"", on_close)
+    def __init__(self, channel: Channel, on_close: Callable[[], None], on_data: Callable[[], None]) -> None:
+        super().__init__(channel.stream, b"", on_close, on_data)
         self._channel = channel
         self._lock = trio.Lock()
         self.accepted = False
@@ -104,8 +116,8 @@ class InboundTunnel(TunnelStream):
 TunnelHandler = Callable[[Attested, str, ByteStream], Awaitable[None]]
 
 
-async def ask_for_tunnel(channel: Channel, greeter: Greeter, name: str) -> bytes:
-    """Greet a peer on a new tunnel stream and ask for the tunnel of this name.
+async def ask_for_tunnel(channel: Channel, greeter: Greeter, name: str, priority: Priority) -> bytes:
+    """Greet a peer on a new tunnel stream of this class and ask for the tunnel of this name.
 
     Returns:
         Raw bytes that have already come.
@@ -117,7 +129,7 @@ async def ask_for_tunnel(channel: Channel, greeter: Greeter, name: str) -> bytes
         LinkClosed: the stream broke.
         ProtocolError: the peer broke the protocol.
     """
-    await greet_as_opener(channel, greeter)
+    await greet_as_opener(channel, greeter, priority, calls=False)
     channel.session.open_tunnel(name)
     await channel.flush()
     match await channel.next_event():

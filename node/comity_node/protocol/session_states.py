@@ -19,6 +19,18 @@ class Frame(IntEnum):
     GOAWAY = 8
     TUNNEL_OPEN = 9
     TUNNEL_ANSWER = 10
+    #: A request that gets no answer.
+    NOTIFY = 11
+    #: So many notifications have been worked on: their room is free again.
+    SETTLED = 12
+    #: A request that is answered by any number of items, then an end or an error.
+    STREAM = 13
+    ITEM = 14
+    END = 15
+    #: The opener takes so many more items and bytes of a stream.
+    CREDIT = 16
+    #: The opener does not wait for the answer any more. The acceptor still ends the request, by an error say.
+    CANCEL = 17
 
 
 class Role(Enum):
@@ -52,7 +64,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Step(Enum):
+class Step(IntEnum):
     """What moves a session: a frame that goes or comes."""
 
     SEND_HELLO = auto()
@@ -61,10 +73,18 @@ class Step(Enum):
     RECV_ACCEPT = auto()
     SEND_REFUSE = auto()
     RECV_REFUSE = auto()
-    SEND_REQUEST = auto()
-    RECV_REQUEST = auto()
+    #: A REQUEST, a NOTIFY or a STREAM.
+    SEND_CALL = auto()
+    RECV_CALL = auto()
+    #: What ends a call: a RESPONSE, an END or an ERROR; or SETTLED for notifications.
     SEND_ANSWER = auto()
     RECV_ANSWER = auto()
+    SEND_ITEM = auto()
+    RECV_ITEM = auto()
+    SEND_CREDIT = auto()
+    RECV_CREDIT = auto()
+    SEND_CANCEL = auto()
+    RECV_CANCEL = auto()
     SEND_PING = auto()
     RECV_PING = auto()
     SEND_PONG = auto()
@@ -98,37 +118,41 @@ _HELLO: Final[dict[Role, Table]] = {
     },
 }
 
+
+def _stays(state: State, *steps: Step) -> Table:
+    return {(state, step): state for step in steps}
+
+
+def _drains(*steps: Step) -> Table:
+    """What goes on while the last calls are answered; a GOAWAY of either side brings it about."""
+    table = _stays(State.DRAINING, *steps)
+    for step in (Step.SEND_GOAWAY, Step.RECV_GOAWAY):
+        table[State.OPEN, step] = table[State.DRAINING, step] = State.DRAINING
+    return table
+
+
+_ASKS = (
+    Step.RECV_ANSWER,
+    Step.RECV_ITEM,
+    Step.SEND_CREDIT,
+    Step.SEND_CANCEL,
+    Step.SEND_PING,
+    Step.RECV_PONG,
+)
+_ANSWERS = (
+    Step.RECV_CALL,
+    Step.SEND_ANSWER,
+    Step.SEND_ITEM,
+    Step.RECV_CREDIT,
+    Step.RECV_CANCEL,
+    Step.RECV_PING,
+    Step.SEND_PONG,
+)
+
 TRANSITIONS: Final[dict[tuple[Role, Service], Table]] = {
-    (Role.OPENER, Service.MESSAGES): _HELLO[Role.OPENER]
-    | {
-        (State.OPEN, Step.SEND_REQUEST): State.OPEN,
-        (State.OPEN, Step.RECV_ANSWER): State.OPEN,
-        (State.OPEN, Step.SEND_PING): State.OPEN,
-        (State.OPEN, Step.RECV_PONG): State.OPEN,
-        (State.OPEN, Step.SEND_GOAWAY): State.DRAINING,
-        (State.OPEN, Step.RECV_GOAWAY): State.DRAINING,
-        (State.DRAINING, Step.RECV_ANSWER): State.DRAINING,
-        (State.DRAINING, Step.SEND_PING): State.DRAINING,
-        (State.DRAINING, Step.RECV_PONG): State.DRAINING,
-        (State.DRAINING, Step.SEND_GOAWAY): State.DRAINING,
-        (State.DRAINING, Step.RECV_GOAWAY): State.DRAINING,
-    },
-    (Role.ACCEPTOR, Service.MESSAGES): _HELLO[Role.ACCEPTOR]
-    | {
-        (State.OPEN, Step.RECV_REQUEST): State.OPEN,
-        (State.OPEN, Step.SEND_ANSWER): State.OPEN,
-        (State.OPEN, Step.RECV_PING): State.OPEN,
-        (State.OPEN, Step.SEND_PONG): State.OPEN,
-        (State.OPEN, Step.SEND_GOAWAY): State.DRAINING,
-        (State.OPEN, Step.RECV_GOAWAY): State.DRAINING,
-        # Requests that crossed our GOAWAY still come, and still get an answer.
-        (State.DRAINING, Step.RECV_REQUEST): State.DRAINING,
-        (State.DRAINING, Step.SEND_ANSWER): State.DRAINING,
-        (State.DRAINING, Step.RECV_PING): State.DRAINING,
-        (State.DRAINING, Step.SEND_PONG): State.DRAINING,
-        (State.DRAINING, Step.SEND_GOAWAY): State.DRAINING,
-        (State.DRAINING, Step.RECV_GOAWAY): State.DRAINING,
-    },
+    (Role.OPENER, Service.MESSAGES): _HELLO[Role.OPENER] | _stays(State.OPEN, Step.SEND_CALL, *_ASKS) | _drains(*_ASKS),
+    # Calls that crossed our GOAWAY still come, and still get an answer.
+    (Role.ACCEPTOR, Service.MESSAGES): _HELLO[Role.ACCEPTOR] | _stays(State.OPEN, *_ANSWERS) | _drains(*_ANSWERS),
     (Role.OPENER, Service.TUNNEL): _HELLO[Role.OPENER]
     | {
         (State.OPEN, Step.SEND_TUNNEL_OPEN): State.ASKING,
@@ -147,3 +171,11 @@ TRANSITIONS: Final[dict[tuple[Role, Service], Table]] = {
 
 #: The states in which the peer has not been accepted, or has not accepted us.
 HANDSHAKE: Final = frozenset({State.START, State.GREETING, State.JUDGING})
+
+
+def staying(table: Table, state: State) -> int:
+    """Return the steps that leave `state` as it is, as bits: bit n for the step of value n.
+
+    The frames of an open session are among them, so one test of a bit stands for a look into the table.
+    """
+    return sum(1 << step for (source, step), target in table.items() if source is state is target)

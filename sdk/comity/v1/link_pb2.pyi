@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StreamClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StreamClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StreamClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STREAM_CLASS_UNSPECIFIED: _StreamClass.ValueType  # 0
+    STREAM_CLASS_CONTROL: _StreamClass.ValueType  # 1
+    """Signs of life, and what must not wait behind work."""
+    STREAM_CLASS_WORK: _StreamClass.ValueType  # 2
+    STREAM_CLASS_BULK: _StreamClass.ValueType  # 3
+    """Files and data sets; no stream of messages."""
+
+class StreamClass(_StreamClass, metaclass=_StreamClassEnumTypeWrapper):
+    """Whose bytes go first, and which limits hold."""
+
+STREAM_CLASS_UNSPECIFIED: StreamClass.ValueType  # 0
+STREAM_CLASS_CONTROL: StreamClass.ValueType  # 1
+"""Signs of life, and what must not wait behind work."""
+STREAM_CLASS_WORK: StreamClass.ValueType  # 2
+STREAM_CLASS_BULK: StreamClass.ValueType  # 3
+"""Files and data sets; no stream of messages."""
+Global___StreamClass: _TypeAlias = StreamClass  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -30,12 +55,20 @@ class Hello(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    STREAM_CLASS_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_CALL_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Version of this protocol: 1."""
+    """Version of this protocol: 2."""
     consortium: _builtins.str
     bundle_epoch: _builtins.int
     bundle_digest: _builtins.bytes
     """SHA-256 of the trust bundle's signed payload."""
+    stream_class: Global___StreamClass.ValueType
+    """What the stream is for; the acceptor repeats what the opener has said."""
+    max_calls: _builtins.int
+    """Of the acceptor, on a stream of messages: calls that may be outstanding, and bytes of their payloads."""
+    max_call_bytes: _builtins.int
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """X.509 chain in DER, node leaf first; the leaf's key is the PeerId that the transport proved."""
@@ -53,10 +86,13 @@ class Hello(_message.Message):
         bundle_digest: _builtins.bytes = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        stream_class: Global___StreamClass.ValueType = ...,
+        max_calls: _builtins.int = ...,
+        max_call_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bundle_digest", b"bundle_digest", "bundle_epoch", b"bundle_epoch", "chain", b"chain", "consortium", b"consortium", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bundle_digest", b"bundle_digest", "bundle_epoch", b"bundle_epoch", "chain", b"chain", "consortium", b"consortium", "max_call_bytes", b"max_call_bytes", "max_calls", b"max_calls", "stream_class", b"stream_class", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
