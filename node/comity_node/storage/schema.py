@@ -15,9 +15,50 @@ from comity.errors import StorageError
 #: `PRAGMA application_id`: "cmty" in ASCII.
 APPLICATION_ID: Final = 0x636D7479
 #: `PRAGMA user_version` of the tables below.
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: STRICT tables came with 3.37, JSON functions in every build with 3.38.
 MIN_SQLITE: Final = (3, 38, 0)
+
+#: Added in version 3. Transfers of whole tables; what has to be done about them is in `comity_node.storage.bulk`.
+_BULK: Final = """
+CREATE TABLE bulk (
+  transfer_id BLOB PRIMARY KEY CHECK (length(transfer_id) = 32),
+  direction TEXT NOT NULL CHECK (direction IN ('out', 'in')),
+  organization TEXT NOT NULL,
+  dataset TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  purpose TEXT NOT NULL,
+  agreement_digest BLOB NOT NULL,
+  root BLOB NOT NULL CHECK (length(root) = 32),
+  row_count INTEGER NOT NULL CHECK (row_count >= 0),
+  byte_count INTEGER NOT NULL CHECK (byte_count > 0),
+  manifest BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed', 'deleted')),
+  stored_chunks INTEGER NOT NULL CHECK (stored_chunks >= 0),
+  receipt BLOB NOT NULL,
+  reason TEXT NOT NULL,
+  created_ms INTEGER NOT NULL,
+  updated_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL,
+  retain_until_ms INTEGER
+) STRICT;
+CREATE INDEX bulk_by_state ON bulk (state, direction, organization);
+CREATE INDEX bulk_by_age ON bulk (created_ms);
+CREATE INDEX bulk_by_root ON bulk (root);
+"""
+
+#: Added in version 3. Verified revocations of nodes' certificates.
+_REVOCATIONS: Final = """
+CREATE TABLE revocations (
+  fingerprint BLOB PRIMARY KEY CHECK (length(fingerprint) = 32),
+  organization TEXT NOT NULL,
+  issued_ms INTEGER NOT NULL,
+  envelope BLOB NOT NULL
+) STRICT;
+"""
+
+#: Older versions that can be read as they are, and the tables that the writer adds to bring each up to date.
+_UPGRADES: Final = {2: _BULK + _REVOCATIONS}
 
 _TABLES: Final = """
 CREATE TABLE meta (
@@ -236,7 +277,9 @@ def check_library() -> None:
 
 
 def prepare(connection: sqlite3.Connection, name: str) -> None:
-    """Create the tables in an empty database, or check that they are the ones this build knows.
+    """Create the tables in an empty database, or check that they are those of this build or can be brought there.
+
+    What an older version lacks is added, in one transaction; nothing that is there is changed.
 
     Args:
         connection: a connection in autocommit mode that may write.
@@ -248,16 +291,25 @@ def prepare(connection: sqlite3.Connection, name: str) -> None:
     """
     if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0:
         check_version(connection, name)
+        _upgrade(connection)
         return
     # executescript ends an open transaction, so the script brings its own; DDL is transactional in SQLite.
     connection.executescript(
-        f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+        f"BEGIN IMMEDIATE; {_TABLES} {_BULK} {_REVOCATIONS} PRAGMA application_id = {APPLICATION_ID};"
         f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 
 
+def _upgrade(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version in _UPGRADES:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+
+
 def check_version(connection: sqlite3.Connection, name: str) -> None:
-    """Check that a database holds the tables that this build knows.
+    """Check that a database holds the tables that this build knows, or those of a version that it can bring up to date.
 
     Raises:
         StorageError: the file belongs to another application or has another schema version.
@@ -267,7 +319,7 @@ def check_version(connection: sqlite3.Connection, name: str) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise StorageError(f"{name} is a database of another application; give the node a path of its own")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and version not in _UPGRADES:
         raise StorageError(
             f"{name} has schema version {version} and this build knows {SCHEMA_VERSION}; "
             "run the version of comity that wrote it"

@@ -1,0 +1,151 @@
+"""Certified records as a table: a column for each field, and one with each row's proof.
+
+A record's certificate is about the whole record, so nothing can be redacted or rounded on the way: what the
+obligations ask for has to have been done before the record was certified. The receiver believes none of it: it
+verifies every row's provenance against the trust bundle, as `comity records verify` does.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from comity.agreement import Agreed
+from comity.errors import CertificateInvalid, InvalidRecord, PolicyDenied
+from comity.provenance import verify_provenance
+from comity.trust import TrustStore
+from comity_node.bulk import shape
+from comity_node.bulk.common import PROVENANCE, Surroundings
+from comity_node.bulk.ipc import ARROW_ERRORS, columns_of
+from comity_node.bulk.tables import Table, slices, travelling
+from comity_node.policy import obligations as duties
+from comity_node.policy.model import Obligations
+from comity_node.protocol.bulk_manifest import Column
+from comity_node.storage import bulk as journal
+from comity_node.storage.connections import connect_readonly
+
+_PAGE: Final = 100
+_SCORE_UNIT: Final = 10_000
+_TYPES: Final = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+class CertifiedTable:
+    """The certified records of a dataset in this node's store."""
+
+    def __init__(self, parts: Surroundings, dataset: str, agreement: bytes) -> None:
+        """Take those of `dataset`; with `agreement`, those that were made under it."""
+        self._parts, self._dataset, self._agreement = parts, dataset, agreement
+
+    def open(self) -> Table:
+        """Open it to be read once.
+
+        Raises:
+            InvalidRecord: a record is not flat, or differs in its fields from the first one.
+            StorageError: the store cannot be read.
+        """
+        connection = connect_readonly(self._parts.database.path)
+        try:
+            first = next(self._rows(connection), None)
+            count = journal.count_certified(connection, self._dataset, self._agreement)
+            schema = travelling(self._schema(first[0] if first is not None else {}))
+        except BaseException:
+            connection.close()
+            raise
+        return Table(columns_of(schema), self._batches(connection, schema), connection.close, count)
+
+    @staticmethod
+    def check_obligations(owed: Obligations, columns: Sequence[Column]) -> None:
+        """Refuse what would have to be done to records that are certified as they are.
+
+        Raises:
+            PolicyDenied: a field would have to be redacted.
+        """
+        if gone := shape.exposed(owed, columns):
+            raise PolicyDenied(
+                f"the field {gone[0]!r} has to be redacted, and a certificate is about the whole record; send the rows"
+                " as synthetic ones, without their certificates"
+            )
+
+    def _schema(self, fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (pyarrow ships no types)
+        dataset = self._parts.datasets.get(self._dataset)
+        known = dataset.schema.fields if dataset is not None else {}
+        found = []
+        for name, value in sorted(fields.items()):
+            kind = pa.float64() if name in known and known[name].type == "number" else _TYPES.get(type(value))
+            if kind is None or name == PROVENANCE:
+                raise InvalidRecord(f"the field {name!r} of a certified record cannot be a column")
+            found.append((name, kind))
+        return pa.schema([*found, (PROVENANCE, pa.binary())])
+
+    def _rows(self, connection: sqlite3.Connection) -> Iterator[tuple[dict[str, Any], bytes]]:
+        cursor = 0
+        while page := journal.certified_page(connection, self._dataset, self._agreement, cursor, limit=_PAGE):
+            for sequence, record, provenance in page:
+                cursor = sequence
+                yield json.loads(record), provenance
+
+    def _batches(self, connection: sqlite3.Connection, schema: Any) -> Iterator[Any]:  # noqa: ANN401  (pyarrow)
+        names = set(schema.names)
+        rows: list[dict[str, Any]] = []
+        for fields, provenance in self._rows(connection):
+            if set(fields) | {PROVENANCE} != names:
+                raise InvalidRecord("certified records of this dataset differ in their fields; name one agreement")
+            rows.append({**fields, PROVENANCE: provenance})
+            if len(rows) == _PAGE:
+                yield from slices(_batch(rows, schema))
+                rows = []
+        if rows:
+            yield from slices(_batch(rows, schema))
+
+
+class Verifier:
+    """Verifies the rows of a certified table.
+
+    Args:
+        trust: the members.
+        owed: what has to have been done to each record before it was certified.
+        dataset: what the records belong to.
+    """
+
+    def __init__(self, trust: TrustStore, owed: Obligations, dataset: str) -> None:
+        self._trust, self._owed, self._dataset = trust, owed, dataset
+
+    def check(self, batch: Any) -> None:  # noqa: ANN401  (pyarrow ships no types)
+        """Check every row of a batch.
+
+        Raises:
+            CertificateInvalid, TrustError, EnvelopeError, AgreementError: a row's provenance does not prove it.
+            PolicyDenied: it was certified under terms that ask for less than is owed here.
+        """
+        if PROVENANCE not in batch.schema.names:
+            raise CertificateInvalid(f"the rows have no column {PROVENANCE!r}")
+        for row in batch.to_pylist():
+            proof = row.pop(PROVENANCE)
+            proven = verify_provenance(proof or b"", self._trust)
+            if json.loads(proven.record) != row:
+                raise CertificateInvalid(f"the row of task {proven.task_id} is not the record that was certified")
+            self._check_terms(proven.agreed)
+            duties.verify(self._owed, row)
+
+    def _check_terms(self, agreed: Agreed) -> None:
+        terms, owed = agreed.terms, self._owed
+        if terms.dataset != self._dataset:
+            raise CertificateInvalid(f"a row was certified for the dataset {terms.dataset!r}")
+        if terms.obligations.min_distance_to_private < (owed.min_distance_to_private or 0.0):
+            raise PolicyDenied("a row was certified at a smaller distance to private rows than is asked for")
+        review = owed.review
+        if review is not None and (
+            terms.review.quorum < review.quorum or terms.review.min_score < review.min_score * _SCORE_UNIT
+        ):
+            raise PolicyDenied("a row was certified by a smaller quorum, or for a lower score, than is asked for")
+
+
+def _batch(rows: list[dict[str, Any]], schema: Any) -> Any:  # noqa: ANN401  (pyarrow ships no types)
+    try:
+        return pa.RecordBatch.from_pylist(rows, schema=schema)
+    except ARROW_ERRORS as error:
+        raise InvalidRecord(f"certified records of this dataset do not fit one table: {error}") from error
