@@ -23,7 +23,7 @@ from comity_node.demo import scenario
 from comity_node.demo.data import breast_cancer
 from comity_node.demo.homes import HOSPITALS, Home, make_homes
 from comity_node.demo.processes import Processes, wait_until
-from comity_node.node import now_ms
+from comity_node.network import now_ms
 from comity_node.storage import audit
 from comity_node.storage.inbox import offer_digest
 
