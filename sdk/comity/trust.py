@@ -6,7 +6,9 @@ A chain is verified in these steps, and the first that fails refuses it:
 2. the leaf is a node's: an Ed25519 key, one SPIFFE ID of a node and no other name, a signing key, no CA;
 3. the organization that the SPIFFE ID names is a member, and a second certificate is one of its roots;
 4. the leaf, and the bundle, are good at the time;
-5. the path (RFC 5280) leads to a root of *that* organization: another member's CA can never vouch for its nodes.
+5. the path (RFC 5280) leads to a root of *that* organization: another member's CA can never vouch for its nodes;
+6. the organization has not revoked the leaf. What was revoked is known by what the CA has signed of it: of an ECDSA
+   signature anybody can make a second one that is as good, and so a certificate with another fingerprint.
 
 The leaf's key is the node's libp2p identity, so what is verified is also who is at the other end of a link.
 """
@@ -162,6 +164,7 @@ class _Verified:
     """A chain that has verified, and the milliseconds in which that holds, both ends included."""
 
     attested: Attested
+    grant: bytes
     from_ms: int
     until_ms: int
 
@@ -174,10 +177,11 @@ class TrustStore:
         self.bundle = bundle
         self._stores = {name: Store([root.certificate for root in roots]) for name, roots in bundle.roots.items()}
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._revoked: dict[bytes, int] = {}
         self._lock = Lock()
 
     def verify_chain(self, chain: Sequence[bytes], now_ms: int) -> Attested:
-        """Verify a node's chain by the five steps above.
+        """Verify a node's chain by the six steps above.
 
         Args:
             chain: certificates in DER, the node's own first.
@@ -199,7 +203,24 @@ class TrustStore:
                 self._verified[key] = verified
                 if len(self._verified) > _CACHED_CHAINS:
                     self._verified.popitem(last=False)
+        with self._lock:
+            revoked_ms = self._revoked.get(verified.grant)
+        if revoked_ms is not None and now_ms >= revoked_ms:
+            raise ChainInvalid("the certificate was revoked by its organization")
         return verified.attested
+
+    def revoke(self, certificate: bytes, from_ms: int) -> None:
+        """Refuse a node's certificate from a time on; the earliest time that was ever said holds.
+
+        The caller has verified who says so (`comity.revocation`).
+
+        Args:
+            certificate: the certificate in DER.
+            from_ms: milliseconds since the Unix epoch; what was signed before stays good.
+        """
+        grant = _grant(load_certificate(certificate))
+        with self._lock:
+            self._revoked[grant] = min(from_ms, self._revoked.get(grant, from_ms))
 
     def _verify(self, chain: Sequence[bytes], now_ms: int) -> _Verified:
         leaf = _read_leaf(chain)
@@ -230,6 +251,7 @@ class TrustStore:
             ) from error
         return _Verified(
             leaf.attested,
+            _grant(leaf.certificate),
             max(_milliseconds(one.not_valid_before_utc) for one in path),
             min(self.bundle.expires_ms - 1, *(_milliseconds(one.not_valid_after_utc) for one in path)),
         )
@@ -263,6 +285,11 @@ def _read_leaf(chain: Sequence[bytes]) -> _Leaf:
     except (InvalidName, *X509_ERRORS) as error:
         raise ChainInvalid(f"no node's certificate: {error}") from error
     return _Leaf(certificate, attested, from_ms, until_ms)
+
+
+def _grant(certificate: x509.Certificate) -> bytes:
+    """What names a certificate, and nobody but its CA can change."""
+    return sha256(certificate.tbs_certificate_bytes)
 
 
 def _check_usage(extensions: x509.Extensions) -> None:

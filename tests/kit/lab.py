@@ -28,7 +28,7 @@ from comity_node.admission import Gate
 from comity_node.admission.gate import stored_high_water_ms
 from comity_node.admission.records import Dataset
 from comity_node.policy.loader import loads_policy
-from comity_node.protocol.freshness import Freshness
+from comity_node.protocol.freshness import Freshness, MessageIds
 from comity_node.runtime.core import Runtime, Surroundings
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database, open_database
@@ -240,6 +240,8 @@ class Lab:
             for number, (name, identity) in enumerate(self.consortium.nodes.items())
         }
         self.network = Network(self.members)
+        #: Of messages that a test seals itself, past the sender's gate.
+        self._ids = MessageIds(random.randbytes)
         for member in self.members.values():
             member.home.mkdir()
 
@@ -337,7 +339,8 @@ class Lab:
     def seal(self, sender: str, receiver: str, kind: str, body: bytes, **changes: Any) -> bytes:
         """What `sender` would send to `receiver`."""
         audience = self.members[receiver].identity.peer_id
-        values: dict[str, Any] = {"audience": audience, "message_id": random.randbytes(16), "now_ms": now_ms()}
+        message_id = self._ids.next(f"{sender} to {receiver}")
+        values: dict[str, Any] = {"audience": audience, "message_id": message_id, "now_ms": now_ms()}
         return seal(self.members[sender].identity.key, kind, body, **{**values, **changes})
 
     async def deliver(self, sender: str, receiver: str, kind: str, body: bytes, **changes: Any) -> Receipt:

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
@@ -36,6 +37,8 @@ NOW_MS = int(NOW.timestamp() * 1000)
 DAY_MS = 24 * 3600 * 1000
 KEY = PrivateKey(bytes(range(32)))
 NODE = SpiffeId("mercy.example", "node", "n1")
+#: Of the group of P-256 (FIPS 186-4, D.1.2.3).
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 @dataclass(frozen=True)
@@ -323,3 +326,42 @@ def test_an_identity_that_does_not_fit_names_its_file(consortium: Consortium, tm
     chain.write_bytes(consortium.mercy.certificate_pem)
     with pytest.raises(ChainInvalid, match=r"node\.pem: a node's key must be Ed25519"):
         NodeIdentity.load(key, chain)
+
+
+@pytest.mark.invariant("S2")
+def test_a_revoked_certificate_is_refused_from_then_on_and_another_of_the_same_key_is_not(
+    consortium: Consortium,
+) -> None:
+    trust = TrustStore(consortium.trust.bundle)
+    chain, renewed = consortium.chain(), consortium.chain(lifetime=timedelta(days=20))
+    trust.verify_chain(chain, NOW_MS + 10)
+    trust.revoke(chain[0], NOW_MS + 5)
+    trust.revoke(chain[0], NOW_MS + 9)  # the earliest holds
+    trust.verify_chain(chain, NOW_MS + 4)  # what was signed before stays good
+    for late in (5, 10, 1000):
+        with pytest.raises(ChainInvalid, match="revoked"):
+            trust.verify_chain(chain, NOW_MS + late)
+    assert trust.verify_chain(renewed, NOW_MS + 10).node == NODE
+
+
+def resigned(der: bytes) -> bytes:
+    """The certificate under the other signature that holds: where (r, s) is one of ECDSA, (r, n - s) is one too."""
+    certificate = x509.load_der_x509_certificate(der)
+    r, s = decode_dss_signature(certificate.signature)
+    signature = encode_dss_signature(r, P256_ORDER - s)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    inner = certificate.tbs_certificate_bytes + algorithm + b"\x03" + bytes([len(signature) + 1, 0]) + signature
+    return b"\x30\x82" + len(inner).to_bytes(2, "big") + inner
+
+
+@pytest.mark.invariant("S2")
+def test_a_revoked_certificate_is_not_revived_by_a_second_signature(consortium: Consortium) -> None:
+    trust = TrustStore(consortium.trust.bundle)
+    chain = consortium.chain()
+    twin = (resigned(chain[0]), *chain[1:])
+    assert twin[0] != chain[0]
+    assert trust.verify_chain(twin, NOW_MS).node == NODE  # it is as good as the first
+    trust.revoke(chain[0], NOW_MS)
+    for each in (chain, twin):
+        with pytest.raises(ChainInvalid, match="revoked"):
+            trust.verify_chain(each, NOW_MS)

@@ -156,6 +156,14 @@ class Peer(_message.Message):
     MESSAGES_RECEIVED_FIELD_NUMBER: _builtins.int
     RECONNECTS_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_MS_FIELD_NUMBER: _builtins.int
+    FRAMES_SENT_FIELD_NUMBER: _builtins.int
+    FRAMES_RECEIVED_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    QUEUED_BYTES_FIELD_NUMBER: _builtins.int
+    WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     node: _builtins.str
     peer_id: _builtins.str
@@ -168,6 +176,17 @@ class Peer(_message.Message):
     messages_received: _builtins.int
     reconnects: _builtins.int
     round_trip_ms: _builtins.float
+    frames_sent: _builtins.int
+    frames_received: _builtins.int
+    in_flight: _builtins.int
+    """Calls of ours without an answer, calls that wait until the peer takes more, calls of the peer that are worked on."""
+    waiting: _builtins.int
+    serving: _builtins.int
+    queued_bytes: _builtins.int
+    """Bytes that wait to be written, and that the peer may send on one stream before it waits."""
+    window_bytes: _builtins.int
+    path: _builtins.str
+    """"direct", "relayed via ORGANIZATION", or empty while there is no connection."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -185,14 +204,68 @@ class Peer(_message.Message):
         messages_received: _builtins.int = ...,
         reconnects: _builtins.int = ...,
         round_trip_ms: _builtins.float = ...,
+        frames_sent: _builtins.int = ...,
+        frames_received: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        serving: _builtins.int = ...,
+        queued_bytes: _builtins.int = ...,
+        window_bytes: _builtins.int = ...,
+        path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "messages_received", b"messages_received", "messages_sent", b"messages_sent", "node", b"node", "organization", b"organization", "peer_id", b"peer_id", "reason", b"reason", "reconnects", b"reconnects", "round_trip_ms", b"round_trip_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "frames_received", b"frames_received", "frames_sent", b"frames_sent", "in_flight", b"in_flight", "messages_received", b"messages_received", "messages_sent", b"messages_sent", "node", b"node", "organization", b"organization", "path", b"path", "peer_id", b"peer_id", "queued_bytes", b"queued_bytes", "reason", b"reason", "reconnects", b"reconnects", "round_trip_ms", b"round_trip_ms", "serving", b"serving", "state", b"state", "waiting", b"waiting", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class RevokeCertificateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATION_FIELD_NUMBER: _builtins.int
+    revocation: _builtins.bytes
+    """As `comity cert revoke` wrote it: signed by the organization's CA."""
+    def __init__(
+        self,
+        *,
+        revocation: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocation", b"revocation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeCertificateRequest: _TypeAlias = RevokeCertificateRequest  # noqa: Y015
+
+@_typing.final
+class RevokeCertificateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    fingerprint: _builtins.str
+    """SHA-256 of the certificate, hex."""
+    from_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        from_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "from_ms", b"from_ms", "organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeCertificateResponse: _TypeAlias = RevokeCertificateResponse  # noqa: Y015
 
 @_typing.final
 class ListAgentsRequest(_message.Message):
@@ -940,6 +1013,264 @@ class OpenTunnelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenTunnelResponse: _TypeAlias = OpenTunnelResponse  # noqa: Y015
+
+@_typing.final
+class SendBulkRequest(_message.Message):
+    """Send a table to another organization, or go on with a transfer that is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    TO_ORGANIZATION_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    resume: _builtins.str
+    """Id of an open transfer, in hex, or the beginning of it; then nothing else is given."""
+    path: _builtins.str
+    """A Parquet, Arrow or CSV file on the node's machine; empty for certified records."""
+    dataset: _builtins.str
+    to_organization: _builtins.str
+    purpose: _builtins.str
+    kind: _builtins.str
+    """"raw", "synthetic" (also if empty) or "certified"."""
+    agreement_digest: _builtins.str
+    """Empty: under no agreement."""
+    def __init__(
+        self,
+        *,
+        resume: _builtins.str = ...,
+        path: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        to_organization: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        agreement_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "dataset", b"dataset", "kind", b"kind", "path", b"path", "purpose", b"purpose", "resume", b"resume", "to_organization", b"to_organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendBulkRequest: _TypeAlias = SendBulkRequest  # noqa: Y015
+
+@_typing.final
+class SendBulkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    state: _builtins.str
+    """"preparing", "waiting", "sending", "checking" or "done"."""
+    rows: _builtins.int
+    bytes_total: _builtins.int
+    """0 while it is not known."""
+    bytes_done: _builtins.int
+    note: _builtins.str
+    """Why it waits."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "note", b"note", "rows", b"rows", "state", b"state", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendBulkResponse: _TypeAlias = SendBulkResponse  # noqa: Y015
+
+@_typing.final
+class ListBulkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBulkRequest: _TypeAlias = ListBulkRequest  # noqa: Y015
+
+@_typing.final
+class ListBulkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkTransfer]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        transfers: _abc.Iterable[Global___BulkTransfer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfers", b"transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBulkResponse: _TypeAlias = ListBulkResponse  # noqa: Y015
+
+@_typing.final
+class BulkTransfer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STORED_CHUNKS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    UPDATED_MS_FIELD_NUMBER: _builtins.int
+    RETAIN_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    direction: _builtins.str
+    """"in" or "out"."""
+    organization: _builtins.str
+    dataset: _builtins.str
+    kind: _builtins.str
+    purpose: _builtins.str
+    agreement_digest: _builtins.str
+    rows: _builtins.int
+    bytes: _builtins.int
+    state: _builtins.str
+    """"running", "open", "done", "failed" or "deleted"."""
+    stored_chunks: _builtins.int
+    reason: _builtins.str
+    created_ms: _builtins.int
+    updated_ms: _builtins.int
+    retain_until_ms: _builtins.int
+    """0 if no obligation says when."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+        direction: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        agreement_digest: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        state: _builtins.str = ...,
+        stored_chunks: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        created_ms: _builtins.int = ...,
+        updated_ms: _builtins.int = ...,
+        retain_until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "bytes", b"bytes", "created_ms", b"created_ms", "dataset", b"dataset", "direction", b"direction", "kind", b"kind", "organization", b"organization", "purpose", b"purpose", "reason", b"reason", "retain_until_ms", b"retain_until_ms", "rows", b"rows", "state", b"state", "stored_chunks", b"stored_chunks", "transfer_id", b"transfer_id", "updated_ms", b"updated_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkTransfer: _TypeAlias = BulkTransfer  # noqa: Y015
+
+@_typing.final
+class ReadBulkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBulkRequest: _TypeAlias = ReadBulkRequest  # noqa: Y015
+
+@_typing.final
+class ReadBulkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next piece of the table's Arrow IPC stream."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBulkResponse: _TypeAlias = ReadBulkResponse  # noqa: Y015
+
+@_typing.final
+class RemoveBulkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveBulkRequest: _TypeAlias = RemoveBulkRequest  # noqa: Y015
+
+@_typing.final
+class RemoveBulkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveBulkResponse: _TypeAlias = RemoveBulkResponse  # noqa: Y015
 
 @_typing.final
 class ShutdownRequest(_message.Message):

@@ -95,6 +95,31 @@ class ControlServiceStub(object):
                 request_serializer=comity_dot_v1_dot_control__pb2.OpenTunnelRequest.SerializeToString,
                 response_deserializer=comity_dot_v1_dot_control__pb2.OpenTunnelResponse.FromString,
                 _registered_method=True)
+        self.SendBulk = channel.unary_stream(
+                '/comity.v1.ControlService/SendBulk',
+                request_serializer=comity_dot_v1_dot_control__pb2.SendBulkRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.SendBulkResponse.FromString,
+                _registered_method=True)
+        self.ListBulk = channel.unary_unary(
+                '/comity.v1.ControlService/ListBulk',
+                request_serializer=comity_dot_v1_dot_control__pb2.ListBulkRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ListBulkResponse.FromString,
+                _registered_method=True)
+        self.ReadBulk = channel.unary_stream(
+                '/comity.v1.ControlService/ReadBulk',
+                request_serializer=comity_dot_v1_dot_control__pb2.ReadBulkRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ReadBulkResponse.FromString,
+                _registered_method=True)
+        self.RemoveBulk = channel.unary_unary(
+                '/comity.v1.ControlService/RemoveBulk',
+                request_serializer=comity_dot_v1_dot_control__pb2.RemoveBulkRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.RemoveBulkResponse.FromString,
+                _registered_method=True)
+        self.RevokeCertificate = channel.unary_unary(
+                '/comity.v1.ControlService/RevokeCertificate',
+                request_serializer=comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/comity.v1.ControlService/Shutdown',
                 request_serializer=comity_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -178,6 +203,36 @@ class ControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendBulk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBulk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadBulk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveBulk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeCertificate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -246,6 +301,31 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.OpenTunnel,
                     request_deserializer=comity_dot_v1_dot_control__pb2.OpenTunnelRequest.FromString,
                     response_serializer=comity_dot_v1_dot_control__pb2.OpenTunnelResponse.SerializeToString,
+            ),
+            'SendBulk': grpc.unary_stream_rpc_method_handler(
+                    servicer.SendBulk,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.SendBulkRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.SendBulkResponse.SerializeToString,
+            ),
+            'ListBulk': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBulk,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ListBulkRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ListBulkResponse.SerializeToString,
+            ),
+            'ReadBulk': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBulk,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ReadBulkRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ReadBulkResponse.SerializeToString,
+            ),
+            'RemoveBulk': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveBulk,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.RemoveBulkRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.RemoveBulkResponse.SerializeToString,
+            ),
+            'RevokeCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeCertificate,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -578,6 +658,141 @@ class ControlService(object):
             '/comity.v1.ControlService/OpenTunnel',
             comity_dot_v1_dot_control__pb2.OpenTunnelRequest.SerializeToString,
             comity_dot_v1_dot_control__pb2.OpenTunnelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/comity.v1.ControlService/SendBulk',
+            comity_dot_v1_dot_control__pb2.SendBulkRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.SendBulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ListBulk',
+            comity_dot_v1_dot_control__pb2.ListBulkRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ListBulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/comity.v1.ControlService/ReadBulk',
+            comity_dot_v1_dot_control__pb2.ReadBulkRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ReadBulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/RemoveBulk',
+            comity_dot_v1_dot_control__pb2.RemoveBulkRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.RemoveBulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/RevokeCertificate',
+            comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class ControlServiceStub:
     AdmitUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.AdmitUpdateRequest, _control_pb2.AdmitUpdateResponse]
     ServeTunnel: _grpc.UnaryUnaryMultiCallable[_control_pb2.ServeTunnelRequest, _control_pb2.ServeTunnelResponse]
     OpenTunnel: _grpc.UnaryUnaryMultiCallable[_control_pb2.OpenTunnelRequest, _control_pb2.OpenTunnelResponse]
+    SendBulk: _grpc.UnaryStreamMultiCallable[_control_pb2.SendBulkRequest, _control_pb2.SendBulkResponse]
+    ListBulk: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListBulkRequest, _control_pb2.ListBulkResponse]
+    ReadBulk: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadBulkRequest, _control_pb2.ReadBulkResponse]
+    RemoveBulk: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveBulkRequest, _control_pb2.RemoveBulkResponse]
+    RevokeCertificate: _grpc.UnaryUnaryMultiCallable[_control_pb2.RevokeCertificateRequest, _control_pb2.RevokeCertificateResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]
 
 @_typing.type_check_only
@@ -64,6 +69,11 @@ class ControlServiceAsyncStub(ControlServiceStub):
     AdmitUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.AdmitUpdateRequest, _control_pb2.AdmitUpdateResponse]  # type: ignore[assignment]
     ServeTunnel: _aio.UnaryUnaryMultiCallable[_control_pb2.ServeTunnelRequest, _control_pb2.ServeTunnelResponse]  # type: ignore[assignment]
     OpenTunnel: _aio.UnaryUnaryMultiCallable[_control_pb2.OpenTunnelRequest, _control_pb2.OpenTunnelResponse]  # type: ignore[assignment]
+    SendBulk: _aio.UnaryStreamMultiCallable[_control_pb2.SendBulkRequest, _control_pb2.SendBulkResponse]  # type: ignore[assignment]
+    ListBulk: _aio.UnaryUnaryMultiCallable[_control_pb2.ListBulkRequest, _control_pb2.ListBulkResponse]  # type: ignore[assignment]
+    ReadBulk: _aio.UnaryStreamMultiCallable[_control_pb2.ReadBulkRequest, _control_pb2.ReadBulkResponse]  # type: ignore[assignment]
+    RemoveBulk: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveBulkRequest, _control_pb2.RemoveBulkResponse]  # type: ignore[assignment]
+    RevokeCertificate: _aio.UnaryUnaryMultiCallable[_control_pb2.RevokeCertificateRequest, _control_pb2.RevokeCertificateResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]  # type: ignore[assignment]
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -152,6 +162,41 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.OpenTunnelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.OpenTunnelResponse, _abc.Awaitable[_control_pb2.OpenTunnelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SendBulk(
+        self,
+        request: _control_pb2.SendBulkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.SendBulkResponse], _abc.AsyncIterator[_control_pb2.SendBulkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListBulk(
+        self,
+        request: _control_pb2.ListBulkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListBulkResponse, _abc.Awaitable[_control_pb2.ListBulkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadBulk(
+        self,
+        request: _control_pb2.ReadBulkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ReadBulkResponse], _abc.AsyncIterator[_control_pb2.ReadBulkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveBulk(
+        self,
+        request: _control_pb2.RemoveBulkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RemoveBulkResponse, _abc.Awaitable[_control_pb2.RemoveBulkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RevokeCertificate(
+        self,
+        request: _control_pb2.RevokeCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RevokeCertificateResponse, _abc.Awaitable[_control_pb2.RevokeCertificateResponse]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(

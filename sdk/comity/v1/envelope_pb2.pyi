@@ -34,7 +34,9 @@ class Envelope(_message.Message):
     """"/comity/v1/<kind>" in ASCII."""
     payload: _builtins.bytes
     signature: _builtins.bytes
-    """RFC 0002 numbers the signature 5."""
+    """RFC 0002 numbers the signature 5. 64 bytes (Ed25519); or, in a batch that one signature covers, the
+    signature, index and size (2 bytes each, big-endian) and the inclusion path (32 bytes each, RFC 6962).
+    """
     def __init__(
         self,
         *,
@@ -65,7 +67,7 @@ class Header(_message.Message):
     audience: _builtins.bytes
     """The recipient's PeerId (multihash bytes)."""
     id: _builtins.bytes
-    """16 random bytes."""
+    """16 bytes: 8 random ones, made when the sender started; then a counter (big-endian), by recipient."""
     issued_ms: _builtins.int
     """Milliseconds since the Unix epoch."""
     expires_ms: _builtins.int

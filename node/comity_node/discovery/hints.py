@@ -2,15 +2,16 @@
 
 What a peer says about others is a hint and no more: its PeerId and addresses are checked for form, and
 whoever is dialled there still has to attest itself (`links.greeting`). One peer can make a node try only
-so many others, and a hint that leads nowhere is forgotten.
+so many others. A hint that leads nowhere is forgotten, but for a while it counts for whoever gave it, and is not taken
+again: else a node could be made to knock at any door on the Internet, at any rate.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger("comity.discovery")
+#: Rounds for a missing organization before they become rarer.
+_EAGER_ROUNDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class PeerHint:
 
     Attributes:
         peer_id: who it is.
-        organization: whose it is said to be.
+        organization: whose it is said to be; "" if that was not said.
         addresses: where it is said to be dialled, without /p2p.
     """
 
@@ -45,13 +48,15 @@ class DiscoverySettings:
     """How discovery goes about it.
 
     Attributes:
-        searching_s: between rounds while an organization of the consortium is not linked.
+        searching_s: between rounds while an organization of the consortium is not linked; if it stays away that grows,
+            up to `settled_s`.
         settled_s: between rounds when all are.
         ask_s: for one peer's answer.
         max_hints: hints taken from one answer.
         max_unproved: peers known from hints of one organization's nodes that have not attested themselves.
         max_addresses: addresses taken from one hint.
         give_up_s: then such a peer is forgotten.
+        dead_end_s: for so long after that it is not taken again, and still counts for its organization.
         allow_private: whether loopback and private addresses are dialled when a peer names them.
     """
 
@@ -60,8 +65,9 @@ class DiscoverySettings:
     ask_s: float = 10.0
     max_hints: int = 128
     max_unproved: int = 32
-    max_addresses: int = 32
+    max_addresses: int = 16
     give_up_s: float = 60.0
+    dead_end_s: float = 120.0
     allow_private: bool = False
 
 
@@ -96,8 +102,13 @@ FetchPeers = Callable[[str], Awaitable[Sequence[PeerHint]]]
 
 @dataclass(frozen=True, slots=True)
 class _Unproved:
+    """A peer that somebody has named; `relays`: the PeerIds of those that it is said to be behind."""
+
     source: str
     since: float
+    relays: frozenset[str] = frozenset()
+    #: Nobody answered there, and it is forgotten, since then.
+    is_dead_end: bool = False
 
 
 class Discovery:
@@ -129,17 +140,24 @@ class Discovery:
         self._bootstrap = [_bootstrap_address(text) for text in bootstrap]
         self._unproved: dict[str, _Unproved] = {}
         self._asked: set[str] = set()
+        self._rounds = 0
+        self._last_missing: frozenset[str] = frozenset()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look for nodes until cancelled."""
         for address in self._bootstrap:
             self._links.add_peer(address.peer_id, [str(address)], keep=True)
         task_status.started()
+        due = trio.current_time()
         while True:
             await self._forget_dead_ends()
-            await self._ask_all()
+            connected = self._connected()
+            is_round = trio.current_time() >= due
+            await self._ask_all(connected if is_round else connected - self._asked)
+            if is_round:
+                due = trio.current_time() + self._next_pause_s()
             version = self._links.changes.version
-            with trio.move_on_after(self._pause_s()):
+            with trio.move_on_at(due):
                 while not self._connected() - self._asked:
                     version = await self._links.changes.wait(version)
 
@@ -158,46 +176,54 @@ class Discovery:
 
     def learn(self, source: str, hints: Sequence[PeerHint]) -> None:
         """Take hints from a peer; those that are malformed or too many are dropped."""
+        states = {state.peer_id: state for state in self._links.peers()}
+        beside = _nodes_beside(source, states.values())
         for hint in hints[: self._settings.max_hints]:
             try:
-                self._learn(source, hint)
+                self._learn(source, hint, states.get(hint.peer_id), beside)
             except ComityError as error:  # whatever is wrong with it: what others say never stops a node
-                _log.debug("a hint of %s about %s was dropped: %s", source, hint.peer_id, error)
+                _log.debug("a hint of %s about %.64s was dropped: %s", source, hint.peer_id, error)
 
-    def _learn(self, source: str, hint: PeerHint) -> None:
+    def _learn(self, source: str, hint: PeerHint, known: LinkState | None, beside: Collection[str]) -> None:
         peer_id_to_bytes(hint.peer_id)
-        known = {state.peer_id: state for state in self._links.peers()}.get(hint.peer_id)
         if hint.peer_id == self._links.peer_id or (known and known.state == "connected"):
             return
-        if hint.organization not in self._organizations():
+        if hint.organization and hint.organization not in self._organizations():
             raise ConfigError(f"{hint.organization} is no other member")
         addresses = self._usable(hint)
-        if known is None:
+        if known is None and hint.peer_id not in self._unproved:
             if not addresses:
                 raise ConfigError("no address that can be dialled")
-            sources = self._nodes_beside(source)
-            if sum(one.source in sources for one in self._unproved.values()) >= self._settings.max_unproved:
-                raise Busy(f"the organization of {source} has named too many peers that cannot be reached")
-        self._links.add_peer(hint.peer_id, addresses)
-        if known is None:
-            self._unproved[hint.peer_id] = _Unproved(source, trio.current_time())
+            self._charge(source, hint.peer_id, addresses, beside)
+        elif hint.peer_id in self._unproved and self._unproved[hint.peer_id].is_dead_end:
+            raise Busy("nobody was there a moment ago")
+        try:
+            self._links.add_peer(hint.peer_id, [str(address) for address in addresses])
+        except ComityError:
+            if known is None:
+                self._unproved.pop(hint.peer_id, None)
+            raise
 
-    def _usable(self, hint: PeerHint) -> list[str]:
-        parsed = [parse_address(text) for text in hint.addresses[: self._settings.max_addresses]]
-        return [str(address) for address in parsed if may_dial(address, allow_private=self._settings.allow_private)]
+    def _charge(self, source: str, peer_id: str, addresses: Sequence[Address], beside: Collection[str]) -> None:
+        """Put a peer on the account of the organization that has named it, or has named peers that are behind it."""
+        by_relay = next((one.source for one in self._unproved.values() if peer_id in one.relays), "")
+        if by_relay and by_relay != source:
+            source, beside = by_relay, _nodes_beside(by_relay, self._links.peers())
+        if sum(one.source in beside for one in self._unproved.values()) >= self._settings.max_unproved:
+            raise Busy(f"the organization of {source} has named too many peers that cannot be reached")
+        relays = frozenset(address.relay for address in addresses) - {""}
+        self._unproved[peer_id] = _Unproved(source, trio.current_time(), relays)
 
-    def _nodes_beside(self, source: str) -> set[str]:
-        """The nodes of the organization that a peer is of: they name peers on one account."""
-        states = self._links.peers()
-        own = {state.organization for state in states if state.peer_id == source} - {""}
-        return {source} | {state.peer_id for state in states if state.organization in own}
+    def _usable(self, hint: PeerHint) -> list[Address]:
+        most = self._settings.max_addresses
+        parsed = [parse_address(text) for text in hint.addresses[: 2 * most]]
+        return [address for address in parsed if may_dial(address, allow_private=self._settings.allow_private)][:most]
 
-    async def _ask_all(self) -> None:
-        connected = self._connected()
+    async def _ask_all(self, peers: Collection[str]) -> None:
         async with trio.open_nursery() as nursery:
-            for peer_id in connected:
+            for peer_id in peers:
                 nursery.start_soon(self._ask, peer_id)
-        self._asked = connected
+        self._asked = (self._asked | set(peers)) & self._connected()
 
     async def _ask(self, peer_id: str) -> None:
         try:
@@ -210,20 +236,37 @@ class Discovery:
 
     async def _forget_dead_ends(self) -> None:
         states = {state.peer_id: state for state in self._links.peers()}
-        now = trio.current_time()
+        now, settings = trio.current_time(), self._settings
         for peer_id, one in list(self._unproved.items()):
             state = states.get(peer_id)
-            if state is None or state.organization:
+            if state is not None and state.organization:
                 del self._unproved[peer_id]
-            elif now - one.since > self._settings.give_up_s:
+            elif one.is_dead_end:
+                if now - one.since > settings.dead_end_s:
+                    del self._unproved[peer_id]
+            elif state is None:
                 del self._unproved[peer_id]
+            elif now - one.since > settings.give_up_s:
+                self._unproved[peer_id] = _Unproved(one.source, now, is_dead_end=True)
                 await self._links.remove_peer(peer_id)
 
     def _connected(self) -> set[str]:
         return {state.peer_id for state in self._links.peers() if state.state == "connected"}
 
-    def _pause_s(self) -> float:
-        return self._settings.searching_s if self.missing() else self._settings.settled_s
+    def _next_pause_s(self) -> float:
+        missing, settings = self.missing(), self._settings
+        if missing != self._last_missing:
+            self._last_missing, self._rounds = missing, 0
+        self._rounds += 1
+        doubled = 2.0 ** min(max(self._rounds - _EAGER_ROUNDS, 0), 16)
+        return min(settings.searching_s * doubled, settings.settled_s) if missing else settings.settled_s
+
+
+def _nodes_beside(source: str, states: Iterable[LinkState]) -> frozenset[str]:
+    """The nodes of the organization that a peer is of: they name peers on one account."""
+    known = list(states)
+    own = {state.organization for state in known if state.peer_id == source} - {""}
+    return frozenset({source, *(state.peer_id for state in known if state.organization in own)})
 
 
 def _bootstrap_address(text: str) -> Address:
