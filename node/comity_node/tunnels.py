@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -19,6 +20,9 @@ from comity_node.tunnel import FILTER, FleetEntry, FleetExit, StartedStatus, Tun
 
 log = logging.getLogger(__name__)
 
+#: Serves a stream of an attested peer until it is over.
+Serve = Callable[[Attested, ByteStream], Awaitable[None]]
+
 _MAX_TUNNELS = 16
 
 
@@ -34,7 +38,12 @@ class TunnelManager:
         self._nursery = nursery
         self._exits: dict[str, FleetExit] = {}
         self._entries = 0
-        links.on_tunnel(self._on_tunnel)
+        self._fixed: dict[str, Serve] = {}
+        links.on_tunnel(self.serve_peer)
+
+    def always(self, name: str, serve: Serve) -> None:
+        """Serve a protocol of the node's own under `name`, which is asked for like a tunnel; it decides by itself."""
+        self._fixed[name] = serve
 
     async def serve(self, name: str, target: str, kind: str) -> None:
         """Serve the SuperLink at `target` (host:port on loopback) under `name`; serving it again replaces it.
@@ -44,6 +53,8 @@ class TunnelManager:
         """
         if kind != FILTER:
             raise ConfigError(f"{kind!r} is not a tunnel filter; there is {FILTER!r}")
+        if name in self._fixed:
+            raise ConfigError(f"{name!r} is the node's own; choose another name")
         if name not in self._exits and len(self._exits) >= _MAX_TUNNELS:
             raise ConfigError(f"{_MAX_TUNNELS} tunnels are served already")
         self._exits[name] = FleetExit(name, target, on_event=self._on_event)
@@ -84,7 +95,16 @@ class TunnelManager:
     async def _demand_open(self, name: str, organization: str) -> None:
         await self._gate.demand(Question(_request("tunnel.open", organization, name)))
 
-    async def _on_tunnel(self, sender: Attested, name: str, stream: ByteStream) -> None:
+    async def serve_peer(self, sender: Attested, name: str, stream: ByteStream) -> None:
+        """Serve a tunnel that a peer asks for.
+
+        Raises:
+            AgreementError: no tunnel of this name is served.
+            PolicyDenied: the policy does not let the peer use it.
+        """
+        if fixed := self._fixed.get(name):
+            await fixed(sender, stream)
+            return
         server = self._exits.get(name)
         if server is None:
             raise AgreementError(f"no tunnel {name!r} is served here")

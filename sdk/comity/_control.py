@@ -74,7 +74,30 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The link to another organization's node. `state` is "connected", "connecting" or "down"."""
+    """The link to another organization's node.
+
+    Attributes:
+        organization: whose it is; empty until it has attested itself.
+        node: its SPIFFE ID.
+        peer_id: its PeerId.
+        addresses: where it is dialled, best first.
+        state: "connected", "connecting" or "down".
+        reason: why it is not connected.
+        bytes_sent: on message streams.
+        bytes_received: likewise.
+        messages_sent: requests, answers and items of streams.
+        messages_received: likewise.
+        reconnects: how often a link that was up came up again.
+        round_trip_ms: of the last sign of life; 0 before the first.
+        frames_sent: on message streams.
+        frames_received: likewise.
+        in_flight: our calls without an answer.
+        waiting: our calls that wait until the peer takes more.
+        serving: the peer's calls that are worked on here.
+        queued_bytes: that wait to be written.
+        window_bytes: what the peer may send on one stream before it waits.
+        path: "direct", "relayed via ORGANIZATION", or empty while there is no connection.
+    """
 
     organization: str
     node: str
@@ -88,6 +111,23 @@ class Peer:
     messages_received: int
     reconnects: int
     round_trip_ms: float
+    frames_sent: int = 0
+    frames_received: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    serving: int = 0
+    queued_bytes: int = 0
+    window_bytes: int = 0
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedCertificate:
+    """A node's certificate (SHA-256, hex) that its organization has revoked, from `from_ms` on."""
+
+    organization: str
+    fingerprint: str
+    from_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +229,48 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkProgress:
+    """How far a bulk transfer is.
+
+    `state` is "preparing", "waiting", "sending", "checking" or "done". `bytes_done` of `bytes_total` (0 while it is not
+    known) were prepared, sent or checked by the receiver. `note` says why it waits. `transfer_id` is empty while the
+    table is being prepared.
+    """
+
+    transfer_id: str
+    state: str
+    rows: int
+    bytes_total: int
+    bytes_done: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkTransfer:
+    """A bulk transfer of this node.
+
+    `direction` is "in" or "out", `organization` the other side, `state` "running", "open" (it can be resumed), "done",
+    "failed" or "deleted". `retain_until_ms` is 0 if no obligation says when the table goes.
+    """
+
+    transfer_id: str
+    direction: str
+    organization: str
+    dataset: str
+    kind: str
+    purpose: str
+    agreement_digest: str
+    rows: int
+    bytes: int
+    state: str
+    stored_chunks: int
+    reason: str
+    created_ms: int
+    updated_ms: int
+    retain_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One unary call: the method, its request, and what to make of the response."""
 
@@ -216,6 +298,8 @@ def peers() -> Call[tuple[Peer, ...]]:
         return Peer(
             it.organization, it.node, it.peer_id, tuple(it.addresses), it.state, it.reason, it.bytes_sent,
             it.bytes_received, it.messages_sent, it.messages_received, it.reconnects, it.round_trip_ms,
+            it.frames_sent, it.frames_received, it.in_flight, it.waiting, it.serving, it.queued_bytes,
+            it.window_bytes, it.path,
         )  # fmt: skip
 
     return Call("ListPeers", pb.ListPeersRequest(), lambda response: tuple(map(one, response.peers)))
@@ -313,6 +397,52 @@ def open_tunnel(name: str, organization: str, port: int, app_digests: Iterable[s
     """OpenTunnel."""
     request = pb.OpenTunnelRequest(name=name, organization=organization, port=port, app_digests=app_digests)
     return Call("OpenTunnel", request, lambda response: int(response.port))
+
+
+def bulk_request(
+    path: str | Path | None, to_organization: str, dataset: str, purpose: str, kind: str, agreement: str
+) -> pb.SendBulkRequest:
+    """Return the request to send a table; the path is made absolute here, where it means what its author meant."""
+    return pb.SendBulkRequest(
+        path="" if path is None else os.path.abspath(path),
+        dataset=dataset,
+        to_organization=to_organization,
+        purpose=purpose,
+        kind=kind,
+        agreement_digest=agreement,
+    )
+
+
+def to_bulk_progress(it: pb.SendBulkResponse) -> BulkProgress:
+    """Return the value of a progress message."""
+    return BulkProgress(it.transfer_id, it.state, it.rows, it.bytes_total, it.bytes_done, it.note)
+
+
+def bulk_transfers() -> Call[tuple[BulkTransfer, ...]]:
+    """ListBulk."""
+
+    def one(it: pb.BulkTransfer) -> BulkTransfer:
+        return BulkTransfer(
+            it.transfer_id, it.direction, it.organization, it.dataset, it.kind, it.purpose, it.agreement_digest,
+            it.rows, it.bytes, it.state, it.stored_chunks, it.reason, it.created_ms, it.updated_ms, it.retain_until_ms,
+        )  # fmt: skip
+
+    return Call("ListBulk", pb.ListBulkRequest(), lambda response: tuple(map(one, response.transfers)))
+
+
+def remove_bulk(transfer_id: str) -> Call[str]:
+    """RemoveBulk."""
+    request = pb.RemoveBulkRequest(transfer_id=transfer_id)
+    return Call("RemoveBulk", request, lambda response: str(response.transfer_id))
+
+
+def revoke_certificate(revocation: bytes) -> Call[RevokedCertificate]:
+    """RevokeCertificate."""
+
+    def parse(response: pb.RevokeCertificateResponse) -> RevokedCertificate:
+        return RevokedCertificate(response.organization, response.fingerprint, response.from_ms)
+
+    return Call("RevokeCertificate", pb.RevokeCertificateRequest(revocation=revocation), parse)
 
 
 def shutdown() -> Call[None]:

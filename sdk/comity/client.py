@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,16 +25,20 @@ from comity._control import (
     CHANNEL_OPTIONS,
     Admission,
     AgentInfo,
+    BulkProgress,
+    BulkTransfer,
     Call,
     CertifiedRecord,
     NegotiationStep,
     Peer,
     Record,
     ReleasedUpdate,
+    RevokedCertificate,
     Status,
     Tls,
     Workflow,
     control_address,
+    to_bulk_progress,
     to_control_error,
     to_record,
     too_slow,
@@ -46,12 +51,15 @@ __all__ = [
     "Admission",
     "AgentInfo",
     "AsyncClient",
+    "BulkProgress",
+    "BulkTransfer",
     "CertifiedRecord",
     "Client",
     "NegotiationStep",
     "Peer",
     "Record",
     "ReleasedUpdate",
+    "RevokedCertificate",
     "Status",
     "Tls",
     "Workflow",
@@ -144,7 +152,7 @@ class Client:
             pb.ListRecordsRequest(dataset=dataset, author=author, agreement_digest=agreement, limit=limit)
         )
         try:
-            while (page := _next_page(call, self._timeout_s)) is not None:
+            while (page := _next_page(call, self._timeout_s, "ListRecords")) is not None:
                 yield from map(to_record, page.records)
         except grpc.RpcError as error:
             raise to_control_error(error, self.address, "ListRecords") from error
@@ -210,9 +218,84 @@ class Client:
         """
         return self._invoke(_control.open_tunnel(name, organization, port, app_digests))
 
+    def send_bulk(
+        self,
+        path: str | Path | None,
+        *,
+        to_organization: str,
+        dataset: str,
+        purpose: str,
+        kind: str = "synthetic",
+        agreement: str = "",
+        on_progress: Callable[[BulkProgress], None] | None = None,
+    ) -> BulkProgress:
+        """Send a whole table to another organization; returns when the other side has checked and signed for it.
+
+        However long it takes: the node bounds each step of it. A call that is interrupted leaves an open transfer.
+
+        Args:
+            path: a Parquet, Arrow or CSV file on the node's machine; None: the certified records of the dataset.
+            to_organization: who gets it.
+            dataset: what the rows belong to.
+            purpose: what they may be used for.
+            kind: "raw", "synthetic" or "certified".
+            agreement: digest of the agreement that it happens under; empty: none.
+            on_progress: called with each step.
+
+        Raises:
+            ControlError: with the code of what went wrong, such as "policy_denied" or "peer_refused".
+        """
+        request = _control.bulk_request(path, to_organization, dataset, purpose, kind, agreement)
+        return self._send_bulk(request, on_progress)
+
+    def resume_bulk(
+        self, transfer_id: str, *, on_progress: Callable[[BulkProgress], None] | None = None
+    ) -> BulkProgress:
+        """Go on with an open transfer: what the other side holds already is not sent again."""
+        return self._send_bulk(pb.SendBulkRequest(resume=transfer_id), on_progress)
+
+    def bulk_transfers(self) -> tuple[BulkTransfer, ...]:
+        """The bulk transfers, both ways, the newest first."""
+        return self._invoke(_control.bulk_transfers())
+
+    def read_bulk(self, transfer_id: str) -> Generator[bytes, None, None]:
+        """Yield a received table as an Arrow IPC stream, piece by piece as it is used."""
+        call = self._stub.ReadBulk(pb.ReadBulkRequest(transfer_id=transfer_id))
+        try:
+            while (piece := _next_page(call, self._timeout_s, "ReadBulk")) is not None:
+                yield piece.data
+        except grpc.RpcError as error:
+            raise to_control_error(error, self.address, "ReadBulk") from error
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def remove_bulk(self, transfer_id: str) -> str:
+        """Delete a transfer's table, or give an open transfer up; returns the whole id."""
+        return self._invoke(_control.remove_bulk(transfer_id))
+
+    def revoke_certificate(self, revocation: bytes) -> RevokedCertificate:
+        """Give the node a signed revocation: it refuses the certificate from then on, and tells the other members."""
+        return self._invoke(_control.revoke_certificate(revocation))
+
     def shutdown(self) -> None:
         """Have the node drain and stop."""
         self._invoke(_control.shutdown())
+
+    def _send_bulk(
+        self, request: pb.SendBulkRequest, on_progress: Callable[[BulkProgress], None] | None
+    ) -> BulkProgress:
+        call = self._stub.SendBulk(request)
+        last = to_bulk_progress(pb.SendBulkResponse())
+        try:
+            for message in call:
+                last = to_bulk_progress(message)
+                if on_progress is not None:
+                    on_progress(last)
+        except grpc.RpcError as error:
+            raise to_control_error(error, self.address, "SendBulk") from error
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+        return last
 
     def _invoke(self, call: Call[T]) -> T:
         try:
@@ -370,9 +453,90 @@ class AsyncClient:
         """
         return await self._invoke(_control.open_tunnel(name, organization, port, app_digests))
 
+    async def send_bulk(
+        self,
+        path: str | Path | None,
+        *,
+        to_organization: str,
+        dataset: str,
+        purpose: str,
+        kind: str = "synthetic",
+        agreement: str = "",
+        on_progress: Callable[[BulkProgress], None] | None = None,
+    ) -> BulkProgress:
+        """Send a whole table to another organization; returns when the other side has checked and signed for it.
+
+        However long it takes: the node bounds each step of it. A call that is interrupted leaves an open transfer.
+
+        Args:
+            path: a Parquet, Arrow or CSV file on the node's machine; None: the certified records of the dataset.
+            to_organization: who gets it.
+            dataset: what the rows belong to.
+            purpose: what they may be used for.
+            kind: "raw", "synthetic" or "certified".
+            agreement: digest of the agreement that it happens under; empty: none.
+            on_progress: called with each step.
+
+        Raises:
+            ControlError: with the code of what went wrong, such as "policy_denied" or "peer_refused".
+        """
+        request = _control.bulk_request(path, to_organization, dataset, purpose, kind, agreement)
+        return await self._send_bulk(request, on_progress)
+
+    async def resume_bulk(
+        self, transfer_id: str, *, on_progress: Callable[[BulkProgress], None] | None = None
+    ) -> BulkProgress:
+        """Go on with an open transfer: what the other side holds already is not sent again."""
+        return await self._send_bulk(pb.SendBulkRequest(resume=transfer_id), on_progress)
+
+    async def bulk_transfers(self) -> tuple[BulkTransfer, ...]:
+        """The bulk transfers, both ways, the newest first."""
+        return await self._invoke(_control.bulk_transfers())
+
+    async def read_bulk(self, transfer_id: str) -> AsyncGenerator[bytes, None]:
+        """Yield a received table as an Arrow IPC stream, piece by piece as it is used."""
+        call = self._stub.ReadBulk(pb.ReadBulkRequest(transfer_id=transfer_id))
+        try:
+            while True:
+                async with asyncio.timeout(self._timeout_s):
+                    piece = await call.read()
+                if not isinstance(piece, pb.ReadBulkResponse):
+                    return
+                yield piece.data
+        except TimeoutError as error:
+            raise too_slow("ReadBulk") from error
+        except grpc.RpcError as error:
+            raise to_control_error(error, self.address, "ReadBulk") from error
+        finally:
+            call.cancel()
+
+    async def remove_bulk(self, transfer_id: str) -> str:
+        """Delete a transfer's table, or give an open transfer up; returns the whole id."""
+        return await self._invoke(_control.remove_bulk(transfer_id))
+
+    async def revoke_certificate(self, revocation: bytes) -> RevokedCertificate:
+        """Give the node a signed revocation: it refuses the certificate from then on, and tells the other members."""
+        return await self._invoke(_control.revoke_certificate(revocation))
+
     async def shutdown(self) -> None:
         """Have the node drain and stop."""
         await self._invoke(_control.shutdown())
+
+    async def _send_bulk(
+        self, request: pb.SendBulkRequest, on_progress: Callable[[BulkProgress], None] | None
+    ) -> BulkProgress:
+        call = self._stub.SendBulk(request)
+        last = to_bulk_progress(pb.SendBulkResponse())
+        try:
+            async for message in call:
+                last = to_bulk_progress(message)
+                if on_progress is not None:
+                    on_progress(last)
+        except grpc.RpcError as error:
+            raise to_control_error(error, self.address, "SendBulk") from error
+        finally:
+            call.cancel()
+        return last
 
     async def _invoke(self, call: Call[T]) -> T:
         try:
@@ -381,8 +545,8 @@ class AsyncClient:
             raise to_control_error(error, self.address, call.method) from error
 
 
-def _next_page(call: Any, timeout_s: float) -> pb.ListRecordsResponse | None:  # noqa: ANN401  (grpc's call object)
-    """Return the next page, None after the last; the limit on time is a page's, not the reader's."""
+def _next_page(call: Any, timeout_s: float, method: str) -> Any:  # noqa: ANN401  (grpc's call and message objects)
+    """Return the next message, None after the last; the limit on time is a message's, not the reader's."""
     expired = threading.Event()
 
     def expire() -> None:
@@ -393,14 +557,13 @@ def _next_page(call: Any, timeout_s: float) -> pb.ListRecordsResponse | None:  #
     timer.daemon = True
     timer.start()
     try:
-        page: pb.ListRecordsResponse | None = next(call, None)
+        return next(call, None)
     except grpc.RpcError as error:
         if expired.is_set():
-            raise too_slow("ListRecords") from error
+            raise too_slow(method) from error
         raise
     finally:
         timer.cancel()
-    return page
 
 
 def _not_ready(address: str, timeout_s: float) -> ControlError:

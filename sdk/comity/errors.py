@@ -6,9 +6,11 @@
     ├── InvalidName                  not an organization name, SPIFFE ID or digest
     ├── TrustError                   identity: chains, bundles, keys, signatures
     │   ├── SignatureInvalid
+    │   ├── ProofInvalid
     │   ├── ChainInvalid
     │   ├── BundleInvalid
     │   ├── CardInvalid
+    │   ├── RevocationInvalid
     │   └── KeyFileInvalid
     ├── EnvelopeError                a message was refused before its body was read
     │   ├── EnvelopeMalformed
@@ -18,6 +20,7 @@
     │   └── ReplayTableFull
     ├── ProtocolError                a peer does not speak the protocol
     │   ├── FrameTooLarge
+    │   ├── ChunkInvalid             a chunk of a bulk transfer is not the one that was announced
     │   └── UnexpectedMessage
     ├── LinkError                    a peer cannot be reached, or not now
     │   ├── PeerUnreachable
@@ -29,6 +32,7 @@
     ├── PolicyDenied                 a decision: carries the rules and the reason
     ├── AgreementError               unknown, expired or violated terms
     ├── InvalidRecord                a record does not fit its dataset's schema
+    ├── TransferFailed               a bulk transfer came to nothing and cannot be resumed
     ├── CertificateInvalid           a certificate or provenance does not prove what it says
     ├── AgentError                   user code behind the node
     │   ├── NoWorker
@@ -100,6 +104,12 @@ class SignatureInvalid(TrustError):
     code = "signature_invalid"
 
 
+class ProofInvalid(TrustError):
+    """A Merkle proof does not lead from its leaf to the tree's head."""
+
+    code = "proof_invalid"
+
+
 class ChainInvalid(TrustError):
     """A certificate chain does not lead to a root of the trust bundle."""
 
@@ -116,6 +126,12 @@ class CardInvalid(TrustError):
     """An agent card is malformed, expired, or not of the peer that presents it."""
 
     code = "card_invalid"
+
+
+class RevocationInvalid(TrustError):
+    """A revocation is malformed, or not its certificate's issuer's."""
+
+    code = "revocation_invalid"
 
 
 class KeyFileInvalid(TrustError):
@@ -155,7 +171,7 @@ class ReplayedMessage(EnvelopeError):
 
 
 class ReplayTableFull(EnvelopeError):
-    """The signer has more messages in flight than a node keeps ids for."""
+    """The signer, its organization or all together start anew more often than a node keeps windows of ids for."""
 
     code = "replay_table_full"
 
@@ -170,6 +186,16 @@ class FrameTooLarge(ProtocolError):
     """A length prefix is over the limit; nothing was allocated for it."""
 
     code = "frame_too_large"
+
+
+class ChunkInvalid(ProtocolError):
+    """A chunk of a bulk transfer is not the one that was announced."""
+
+    code = "chunk_invalid"
+
+    def __init__(self, index: int, where: str) -> None:
+        self.index = index
+        super().__init__(f"chunk {index} {where} is not the one that the manifest announces")
 
 
 class UnexpectedMessage(ProtocolError):
@@ -248,6 +274,13 @@ class InvalidRecord(ComityError):
     """A record does not fit its dataset's schema."""
 
     code = "invalid_record"
+
+
+class TransferFailed(ComityError):
+    """A bulk transfer came to nothing and cannot be resumed."""
+
+    code = "transfer_failed"
+    advice = "see what was wrong, and send the table again"
 
 
 class CertificateInvalid(ComityError):

@@ -21,7 +21,7 @@ import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from comity.client import AsyncClient, Client, Record
+from comity.client import AsyncClient, BulkProgress, Client, Record
 from comity.errors import ConfigError, ControlError, NotFound, PolicyDenied
 from comity.v1 import control_pb2 as pb
 from comity_node.control.server import ControlServer, ServerLimits
@@ -99,6 +99,30 @@ class Handlers:
     async def open_tunnel(self, request: pb.OpenTunnelRequest) -> pb.OpenTunnelResponse:
         return pb.OpenTunnelResponse(port=4711)
 
+    async def send_bulk(
+        self, request: pb.SendBulkRequest, send: Callable[[pb.SendBulkResponse], Awaitable[None]]
+    ) -> None:
+        self.asked.append(request)
+        for state in ("preparing", "sending", "done"):
+            await send(pb.SendBulkResponse(transfer_id="ab" * 32, state=state, rows=7))
+        if request.dataset == "secret":
+            raise PolicyDenied("not yours", rules=("never",))
+
+    async def list_bulk(self, request: pb.ListBulkRequest) -> pb.ListBulkResponse:
+        return pb.ListBulkResponse(transfers=[pb.BulkTransfer(transfer_id="ab" * 32, direction="in", bytes=12)])
+
+    async def read_bulk(self, request: pb.ReadBulkRequest) -> AsyncIterator[pb.ReadBulkResponse]:
+        if request.transfer_id != "ab":
+            raise NotFound(f"no transfer {request.transfer_id!r}")
+        for piece in (b"one", b"two"):
+            yield pb.ReadBulkResponse(data=piece)
+
+    async def remove_bulk(self, request: pb.RemoveBulkRequest) -> pb.RemoveBulkResponse:
+        return pb.RemoveBulkResponse(transfer_id=request.transfer_id * 32)
+
+    async def revoke_certificate(self, request: pb.RevokeCertificateRequest) -> pb.RevokeCertificateResponse:
+        raise NotImplementedError
+
     async def shutdown(self, request: pb.ShutdownRequest) -> pb.ShutdownResponse:
         self.begun.set()
         try:
@@ -154,13 +178,33 @@ def test_every_call_of_the_sync_client(address: str) -> None:
             assert (admission.admitted, admission.code) == (False, "stale")
             node.serve_tunnel("flower", "127.0.0.1:9092")
             assert node.open_tunnel("flower", "hope.example") == 4711
+            use_bulk(node)
 
     async def test(handlers: Handlers, address: str) -> None:
         await off_loop(use, address)
+        assert [Path(request.path).is_absolute() for request in handlers.asked[2:]] == [True, False, False]
+        assert handlers.asked[2].path.endswith("/rows.csv")
+        assert handlers.asked[3].resume == "abab"
         assert list(handlers.asked[0].chain) == [b"a", b"b"]
         assert handlers.asked[1].filter == "flower-fleet"
 
     serving(address, test)
+
+
+def use_bulk(node: Client) -> None:
+    seen: list[BulkProgress] = []
+    send = functools.partial(node.send_bulk, to_organization="hope.example", purpose="screening")
+    done = send("rows.csv", dataset="rows", on_progress=seen.append)
+    assert ([one.state for one in seen], done.rows) == (["preparing", "sending", "done"], 7)
+    assert node.resume_bulk("abab").transfer_id == "ab" * 32
+    with pytest.raises(ControlError) as refused:
+        send(None, dataset="secret", kind="certified")
+    assert (refused.value.code, refused.value.rules) == ("policy_denied", ("never",))
+    assert [(one.direction, one.bytes) for one in node.bulk_transfers()] == [("in", 12)]
+    assert b"".join(node.read_bulk("ab")) == b"onetwo"
+    with pytest.raises(ControlError, match="no transfer 'cd'"):
+        list(node.read_bulk("cd"))
+    assert node.remove_bulk("ab") == "ab" * 32
 
 
 def test_the_async_client_does_the_same(address: str) -> None:
@@ -175,6 +219,13 @@ def test_the_async_client_does_the_same(address: str) -> None:
             with pytest.raises(ControlError) as refused:
                 await anext(node.records(dataset="secret"))
             assert refused.value.rules == ("never",)
+            progress: list[BulkProgress] = []
+            send = functools.partial(node.send_bulk, to_organization="hope.example", purpose="screening")
+            assert (await send("rows.csv", dataset="rows", on_progress=progress.append)).state == "done"
+            assert (len(progress), (await node.resume_bulk("abab")).rows) == (3, 7)
+            assert [one.direction for one in await node.bulk_transfers()] == ["in"]
+            assert [piece async for piece in node.read_bulk("ab")] == [b"one", b"two"]
+            assert await node.remove_bulk("ab") == "ab" * 32
             return [record async for record in node.records(limit=5)]
 
     async def test(handlers: Handlers, address: str) -> None:

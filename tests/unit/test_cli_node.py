@@ -36,6 +36,7 @@ class Node(pb_grpc.ControlServiceServicer):
         self.explained: list[dict[str, object]] = []
         self.records = [a_record(1, {"age": 40, "size": 1}), a_record(2, {"age": 50, "size": 2.5})]
         self.stopping = False
+        self.revoked: list[bytes] = []
         self.states = ["negotiating", "running", "done"]
 
     def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
@@ -103,6 +104,26 @@ class Node(pb_grpc.ControlServiceServicer):
     def OpenTunnel(self, request: pb.OpenTunnelRequest, context: grpc.ServicerContext) -> pb.OpenTunnelResponse:
         return pb.OpenTunnelResponse()
 
+    def SendBulk(self, request: pb.SendBulkRequest, context: grpc.ServicerContext) -> Iterator[pb.SendBulkResponse]:
+        yield pb.SendBulkResponse()
+
+    def ListBulk(self, request: pb.ListBulkRequest, context: grpc.ServicerContext) -> pb.ListBulkResponse:
+        return pb.ListBulkResponse()
+
+    def ReadBulk(self, request: pb.ReadBulkRequest, context: grpc.ServicerContext) -> Iterator[pb.ReadBulkResponse]:
+        yield pb.ReadBulkResponse()
+
+    def RemoveBulk(self, request: pb.RemoveBulkRequest, context: grpc.ServicerContext) -> pb.RemoveBulkResponse:
+        return pb.RemoveBulkResponse()
+
+    def RevokeCertificate(
+        self, request: pb.RevokeCertificateRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeCertificateResponse:
+        self.revoked.append(request.revocation)
+        return pb.RevokeCertificateResponse(
+            organization="mercy.example", fingerprint="ab" * 32, from_ms=1_700_000_000_000
+        )
+
     def Shutdown(self, request: pb.ShutdownRequest, context: grpc.ServicerContext) -> pb.ShutdownResponse:
         self.stopping = True
         return pb.ShutdownResponse()
@@ -120,6 +141,16 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         monkeypatch.setenv("COMITY_CONTROL", address)
         yield served
         server.stop(None).wait()
+
+
+def test_a_revocation_is_given_to_the_node(cli: Cli, node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "n1.revoked.json"
+    file.write_bytes(b"signed")
+    code, out, _ = cli("cert", "publish", file)
+    assert (code, node.revoked) == (0, [b"signed"])
+    assert "abab" in out
+    assert "2023-11-14" in out
+    assert json.loads(cli("--json", "cert", "publish", file)[1])["organization"] == "mercy.example"
 
 
 def test_status_peers_and_agents(cli: Cli, node: Node) -> None:

@@ -46,8 +46,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert loaded.key == tmp_path / "secret/node.key"
     assert loaded.chain == tmp_path / "keys/node.chain.pem"
     assert loaded.database == Path("/var/lib/comity/node.db")
-    assert loaded.listen[1] == "/ip6/::1/tcp/4101"
-    assert loaded.bootstrap == (f"/ip4/10.0.0.1/tcp/4101/p2p/{PEER}",)
+    assert loaded.network.listen[1] == "/ip6/::1/tcp/4101"
+    assert loaded.network.bootstrap == (f"/ip4/10.0.0.1/tcp/4101/p2p/{PEER}",)
     assert loaded.control == config.ControlConfig(f"unix:{tmp_path}/run/c.sock")
     assert loaded.datasets["tumours"].private == tmp_path / "data/t.parquet"
     assert loaded.datasets["only-review"].private is None
@@ -60,7 +60,10 @@ def test_what_init_writes_is_valid_and_says_the_defaults(tmp_path: Path) -> None
     loaded = config.load(write(tmp_path, text))
     minimal = 'version: 1\norganization: mercy.example\nnode: n1\nlisten: ["/ip4/0.0.0.0/tcp/4101"]\n'
     assert loaded == config.load(write(tmp_path, minimal))
-    uncommented = text.replace("# limits:", "limits:").replace("# paths:", "paths:")
+    uncommented = text.replace("# paths:", "paths:")
+    for key in ("limits", "relay", "discovery", "transport", "metrics"):
+        uncommented = uncommented.replace(f"# {key}:", f"{key}:")
+    assert uncommented.count("\n# ") < text.count("\n# ")
     for key in ("key", "chain", "bundle", "policy", "database"):
         uncommented = uncommented.replace(f"#   {key}: ", f"    {key}: ")
     assert loaded == config.load(write(tmp_path, uncommented))

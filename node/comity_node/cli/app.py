@@ -18,6 +18,7 @@ import comity
 from comity.errors import ComityError
 from comity_node.cli import (
     audit,
+    bulk,
     certificates,
     consortium,
     demo,
@@ -40,6 +41,7 @@ _COMMANDS: tuple[Command, ...] = (
     network.AGENTS,
     workflow.COMMAND,
     records.COMMAND,
+    bulk.COMMAND,
     policy.COMMAND,
     audit.COMMAND,
     doctor.COMMAND,

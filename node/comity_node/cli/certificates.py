@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from comity.ca import LEAF_LIFETIME, OrganizationCa, certificate_request, read_certificates, single_uri
 from comity.errors import ChainInvalid, ConfigError
 from comity.ids import SpiffeId
+from comity.revocation import MAX_REVOCATION, sign_revocation
 from comity.signing import PrivateKey, peer_id
 from comity.trust import NodeIdentity
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import Context, fields, read_bytes, write_new
+from comity_node.cli.context import Context, fields, read_bytes, timestamp, write_new
+from comity_node.cli.node_client import CONTROL, connected
 from comity_node.templates import CA_DIRECTORY
 
 _REQUEST = ".csr.pem"
 _ISSUED = ".issued.pem"
+_REVOCATION = ".revoked.json"
 _MAX_PEM = 128 * 1024
 
 
@@ -128,6 +131,32 @@ def _show(context: Context, arguments: argparse.Namespace) -> None:
     context.emit({"file": str(path), **values}, fields({"file": f"{path} (mode {mode:04o})", **values}))
 
 
+def _revoke(context: Context, arguments: argparse.Namespace) -> None:
+    """With the CA's key: which need not be on the node's machine, so the revocation is a file."""
+    ca = OrganizationCa.load(arguments.ca or context.home / CA_DIRECTORY)
+    chain: Path = arguments.chain
+    leaf = read_leaf(chain)
+    der = read_certificates(read_bytes(chain, "the certificate", limit=_MAX_PEM))[0]
+    out = arguments.out or chain.with_suffix(_REVOCATION)
+    issued_ms = int(context.now.timestamp() * 1000)
+    write_new(out, sign_revocation(ca, der, issued_ms=issued_ms, reason=arguments.reason))
+    context.emit(
+        {"revocation": str(out), "node": str(leaf.node), "peer_id": leaf.peer_id, "from_ms": issued_ms},
+        f"{out}\n{leaf.node} is revoked once a running node of any member has it: comity cert publish {out}",
+    )
+
+
+def _publish(context: Context, arguments: argparse.Namespace) -> None:
+    raw = read_bytes(arguments.revocation, "the revocation", limit=MAX_REVOCATION)
+    with connected(context, arguments) as node:
+        revoked = node.revoke_certificate(raw)
+    context.emit(
+        asdict(revoked),
+        f"the certificate {revoked.fingerprint} of {revoked.organization} is refused since "
+        f"{timestamp(revoked.from_ms)}; the other members are being told",
+    )
+
+
 def days(text: str) -> int:
     """Read a number of days from the command line.
 
@@ -141,7 +170,7 @@ def days(text: str) -> int:
 
 COMMAND = Command(
     "cert",
-    "ask for, approve, install and show a node's certificate",
+    "ask for, approve, install, show and revoke a node's certificate",
     commands=(
         Command(
             "request",
@@ -171,6 +200,31 @@ COMMAND = Command(
             "show a certificate",
             _show,
             (argument("chain", nargs="?", type=Path, metavar="CHAIN", help="a chain's file (this node's)"),),
+        ),
+        Command(
+            "revoke",
+            "take a node's certificate back, with the organization's CA",
+            _revoke,
+            (
+                argument("chain", type=Path, metavar="CHAIN", help="the file with the node's certificate"),
+                argument("--reason", required=True, metavar="TEXT", help="for the other members"),
+                argument("--ca", type=Path, metavar="DIR", help="the CA's directory (HOME/ca)"),
+                argument("--out", type=Path, metavar="FILE", help="where to write it (beside the chain)"),
+            ),
+            description=(
+                "Sign a revocation with the organization's CA, into a file. It takes effect when a running node of any "
+                "member gets it (`comity cert publish`): that node spreads it, and every member cuts its links to the "
+                "revoked node. What the node signed before stays good. A revocation cannot be taken back."
+            ),
+        ),
+        Command(
+            "publish",
+            "give a revocation to the running node, which tells all members",
+            _publish,
+            (
+                argument("revocation", type=Path, metavar="FILE", help="what `cert revoke` wrote"),
+                *CONTROL,
+            ),
         ),
     ),
 )

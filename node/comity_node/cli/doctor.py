@@ -165,7 +165,7 @@ def _running(_: Context, config: NodeConfig) -> Iterator[Finding]:
 
 def _ports(config: NodeConfig) -> Iterator[Finding]:
     """Try to listen where the node will: only while it does not run."""
-    for address in config.listen:
+    for address in config.network.listen:
         family, host, port = address.split("/")[1], address.split("/")[2], int(address.split("/")[4])
         if family not in ("ip4", "ip6") or not port:
             continue

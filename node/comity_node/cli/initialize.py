@@ -22,8 +22,14 @@ def _run(context: Context, arguments: argparse.Namespace) -> None:
     with extra("node"):
         from comity_node import config
     path = context.home / config.FILE_NAME
+    listen = arguments.listen or [DEFAULT_LISTEN]
     text = node_yaml(
-        organization, arguments.node, listen=arguments.listen or [DEFAULT_LISTEN], bootstrap=arguments.bootstrap
+        organization,
+        arguments.node,
+        listen=[] if listen == ["none"] else listen,
+        bootstrap=arguments.bootstrap,
+        relays=arguments.relay,
+        carry=arguments.carry,
     )
     context.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists():
@@ -82,9 +88,17 @@ COMMAND = Command(
             "--listen",
             action="append",
             metavar="MULTIADDR",
-            help=f"where peers reach it ({DEFAULT_LISTEN}); may be repeated",
+            help=f"where peers reach it ({DEFAULT_LISTEN}); may be repeated; none: it only dials",
         ),
         argument("--bootstrap", action="append", default=[], metavar="MULTIADDR", help="a node of another member"),
+        argument(
+            "--relay",
+            action="append",
+            default=[],
+            metavar="MULTIADDR",
+            help="a member through which a node that does not listen is reached; may be repeated",
+        ),
+        argument("--carry", action="store_true", help="be a relay for members that cannot listen"),
         argument("--no-ca", dest="ca", action="store_false", help="the organization has its CA elsewhere"),
     ),
 )

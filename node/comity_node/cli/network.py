@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from comity_node import telemetry
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import Context, extra, fields, table, timestamp
+from comity_node.cli.context import Context, extra, fields, size, table, timestamp
 from comity_node.cli.node_client import CONTROL, connected
 
 
@@ -53,14 +53,22 @@ def _peers(context: Context, arguments: argparse.Namespace) -> None:
             each.node,
             each.peer_id,
             each.state,
+            each.path,
             f"{each.round_trip_ms:.1f}",
             f"{each.messages_sent}/{each.messages_received}",
-            f"{each.bytes_sent}/{each.bytes_received}",
+            f"{size(each.bytes_sent)}/{size(each.bytes_received)}",
+            f"{each.in_flight}+{each.waiting}/{each.serving}",
+            size(each.queued_bytes),
+            size(each.window_bytes),
+            str(each.reconnects),
             each.reason,
         )
         for each in peers
     ]
-    headings = ("ORGANIZATION", "NODE", "PEER ID", "STATE", "RTT MS", "MESSAGES OUT/IN", "BYTES OUT/IN", "REASON")
+    headings = (
+        "ORGANIZATION", "NODE", "PEER ID", "STATE", "PATH", "RTT MS", "MESSAGES OUT/IN", "BYTES OUT/IN",
+        "CALLS OUT+WAITING/IN", "QUEUED", "WINDOW", "RECONNECTS", "REASON",
+    )  # fmt: skip
     context.emit([asdict(each) for each in peers], table(rows, headings))
 
 

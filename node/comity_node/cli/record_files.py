@@ -20,7 +20,7 @@ _TASK, _AUTHOR, _DATASET, _SCORE = "comity_task_id", "comity_author", "comity_da
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path` that takes its place at the end, if nothing failed."""
     scratch = path.with_name(f".{path.name}.new")
     try:
@@ -40,7 +40,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
         ConfigError: the file cannot be written; the one that was there is left as it was.
     """
     written = 0
-    with _replacing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+    with replacing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(_everything(record), ensure_ascii=False) + "\n")
             written += 1
@@ -64,7 +64,7 @@ def write_parquet(path: Path, records: Iterable[Record]) -> int:
         written, kinds = _spool(records, spool)
         schema = _schema(kinds, path)
         spool.seek(0)
-        with _replacing(path) as scratch, pq.ParquetWriter(scratch, schema) as writer:
+        with replacing(path) as scratch, pq.ParquetWriter(scratch, schema) as writer:
             for rows in _batches(spool):
                 writer.write_table(_table(rows, schema))
     return written

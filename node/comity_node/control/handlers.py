@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from comity.v1 import control_pb2 as pb
@@ -51,6 +51,23 @@ class ControlHandlers(Protocol):
 
     async def open_tunnel(self, request: pb.OpenTunnelRequest) -> pb.OpenTunnelResponse:
         """Listen on loopback for a tunnel to another organization."""
+
+    async def send_bulk(
+        self, request: pb.SendBulkRequest, send: Callable[[pb.SendBulkResponse], Awaitable[None]]
+    ) -> None:
+        """Send a table, or go on with an open transfer; `send` takes the progress, and waits for a slow reader."""
+
+    async def list_bulk(self, request: pb.ListBulkRequest) -> pb.ListBulkResponse:
+        """The bulk transfers, both ways."""
+
+    def read_bulk(self, request: pb.ReadBulkRequest) -> AsyncIterator[pb.ReadBulkResponse]:
+        """A received table's Arrow IPC stream, in pieces."""
+
+    async def remove_bulk(self, request: pb.RemoveBulkRequest) -> pb.RemoveBulkResponse:
+        """Delete a transfer's table, or give an open transfer up."""
+
+    async def revoke_certificate(self, request: pb.RevokeCertificateRequest) -> pb.RevokeCertificateResponse:
+        """Refuse a node's certificate from now on, and tell the others."""
 
     async def shutdown(self, request: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Begin to stop the node."""

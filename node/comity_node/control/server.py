@@ -236,10 +236,7 @@ class _ControlServicer(pb_grpc.ControlServiceServicer):
 
     async def ListRecords(self, request: pb.ListRecordsRequest, context: _Context) -> None:  # type: ignore[override]
         async def list_records(stream: Stream[None, pb.ListRecordsResponse]) -> None:
-            pages = self._handlers.list_records(request)
-            async with aclosing(pages) if isinstance(pages, AsyncGenerator) else nullcontext():
-                async for page in pages:
-                    await stream.send(page)
+            await _send_all(self._handlers.list_records(request), stream)
 
         await self._server.stream(list_records, _nothing(), context)
 
@@ -261,8 +258,37 @@ class _ControlServicer(pb_grpc.ControlServiceServicer):
     async def OpenTunnel(self, request: pb.OpenTunnelRequest, context: _Context) -> pb.OpenTunnelResponse:
         return await self._server.unary(self._handlers.open_tunnel, request, context)
 
+    async def SendBulk(self, request: pb.SendBulkRequest, context: _Context) -> None:  # type: ignore[override]
+        async def send_bulk(stream: Stream[None, pb.SendBulkResponse]) -> None:
+            await self._handlers.send_bulk(request, stream.send)
+
+        await self._server.stream(send_bulk, _nothing(), context)
+
+    async def ListBulk(self, request: pb.ListBulkRequest, context: _Context) -> pb.ListBulkResponse:
+        return await self._server.unary(self._handlers.list_bulk, request, context)
+
+    async def ReadBulk(self, request: pb.ReadBulkRequest, context: _Context) -> None:  # type: ignore[override]
+        async def read_bulk(stream: Stream[None, pb.ReadBulkResponse]) -> None:
+            await _send_all(self._handlers.read_bulk(request), stream)
+
+        await self._server.stream(read_bulk, _nothing(), context)
+
+    async def RemoveBulk(self, request: pb.RemoveBulkRequest, context: _Context) -> pb.RemoveBulkResponse:
+        return await self._server.unary(self._handlers.remove_bulk, request, context)
+
+    async def RevokeCertificate(
+        self, request: pb.RevokeCertificateRequest, context: _Context
+    ) -> pb.RevokeCertificateResponse:
+        return await self._server.unary(self._handlers.revoke_certificate, request, context)
+
     async def Shutdown(self, request: pb.ShutdownRequest, context: _Context) -> pb.ShutdownResponse:
         return await self._server.unary(self._handlers.shutdown, request, context)
+
+
+async def _send_all(messages: AsyncIterator[Res], stream: Stream[None, Res]) -> None:
+    async with aclosing(messages) if isinstance(messages, AsyncGenerator) else nullcontext():
+        async for message in messages:
+            await stream.send(message)
 
 
 async def _nothing() -> AsyncIterator[None]:

@@ -27,6 +27,7 @@ _CODES: dict[type[ComityError], grpc.StatusCode] = {
     errors.CertificateInvalid: grpc.StatusCode.INVALID_ARGUMENT,
     errors.TrustError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AgreementError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TransferFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AgentError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LinkError: grpc.StatusCode.UNAVAILABLE,

@@ -45,6 +45,10 @@ ACTIONS: Mapping[str, Direction] = MappingProxyType(
         "update.receive": Direction.IN,  # take one
         "tunnel.open": Direction.OUT,  # open a tunnel to a service of the other side
         "tunnel.serve": Direction.IN,  # let the other side open one to an own service
+        "bulk.send": Direction.OUT,  # give a whole table of rows to the other side
+        "bulk.receive": Direction.IN,  # take one
+        "news.send": Direction.OUT,  # tell the other side how reliable others have been
+        "relay.carry": Direction.IN,  # carry the other side's encrypted connections to a third
     }
 )
 
@@ -66,6 +70,8 @@ REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "record.accept": _ABOUT_RECORDS,
         "update.send": ("purpose", "kind"),
         "update.receive": ("purpose", "kind"),
+        "bulk.send": _ABOUT_RECORDS,
+        "bulk.receive": _ABOUT_RECORDS,
     }
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -23,6 +23,7 @@ from comity_node.runtime.messenger import Messenger, Peers
 from comity_node.runtime.negotiator import Negotiator
 from comity_node.runtime.offering import Offering
 from comity_node.runtime.outbox import Outbox
+from comity_node.runtime.pace import Pace, PaceLimits
 from comity_node.runtime.reviewer import Reviewer
 from comity_node.runtime.router import Router
 from comity_node.runtime.seams import TaskStatus, Workers
@@ -51,6 +52,7 @@ class Surroundings:
         hints: what is known of others' addresses.
         random: for draws and back-off.
         version: of this software.
+        pace: how many messages of one organization are handled.
     """
 
     identity: NodeIdentity
@@ -65,6 +67,7 @@ class Surroundings:
     hints: Callable[[], Sequence[PeerHint]]
     random: Random
     version: str
+    pace: PaceLimits = field(default_factory=PaceLimits)
 
 
 class Runtime:
@@ -74,7 +77,7 @@ class Runtime:
         """Wire the parts; nothing runs yet."""
         identity, trust, gate, database = around.identity, around.trust, around.gate, around.database
         guard = record_gate(gate, around.datasets)
-        self.messenger = Messenger(gate, around.peers)
+        self.messenger = Messenger(gate, around.peers, pace=Pace(around.pace))
         self.agreements = Agreements(database, trust, identity.organization, gate.now_ms)
         self.outbox = Outbox(
             database, self.messenger, now_ms=gate.now_ms, random=around.random, outcome=self._delivered

@@ -165,6 +165,18 @@ class Directory:
             if skills
         ]
 
+    async def public_cards(self) -> list[bytes]:
+        """Return the own cards, signed, if every member may see them; else none: news go to all.
+
+        Every member's decision is in the audit log.
+        """
+        others = sorted(set(self._trust.bundle.members) - {self._identity.organization})
+        questions = [Question(Request(action="agent.discover", organization=each)) for each in others]
+        cards = self._own_cards()[:_MAX_CARDS]
+        if not cards or not all(decision.allowed for decision in await self._gate.decide(questions)):
+            return []
+        return [sign_card(self._identity, card) for card in cards]
+
     async def _on_cards(self, sender: Attested, body: bytes) -> Receipt:
         CardRequest.FromString(body)
         await self._gate.demand(Question(Request(action="agent.discover", organization=sender.organization)))

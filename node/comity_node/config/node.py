@@ -6,7 +6,6 @@ column, before anything is opened. Paths are relative to the directory of `node.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from comity.errors import InvalidName, SignatureInvalid
+from comity.errors import InvalidName
 from comity.ids import SpiffeId
-from comity.signing import peer_id_to_bytes
 from comity_node import strictyaml
+from comity_node.config import network
+from comity_node.config.network import NetworkConfig, read_network
 from comity_node.strictyaml import Node, Section
 
 FILE_NAME: Final = "node.yaml"
@@ -25,8 +25,6 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 #: In a directory of its own, which the node makes for its owner alone.
 DEFAULT_CONTROL: Final = "unix:run/control.sock"
-_MAX_ADDRESSES = 64
-_DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +66,13 @@ class LimitsConfig:
     Attributes:
         peers: peers that are known at a time.
         requests_per_peer: requests of one peer that are worked on at a time; then it is told to come back.
+        messages_per_second: messages of one organization that are handled, in the long run; then it is told so.
         workers: workers that are connected at a time.
     """
 
     peers: int = 256
     requests_per_peer: int = 128
+    messages_per_second: int = 5_000
     workers: int = 256
 
 
@@ -96,8 +96,7 @@ class NodeConfig:
     bundle: Path
     policy: Path
     database: Path
-    listen: tuple[str, ...]
-    bootstrap: tuple[str, ...]
+    network: NetworkConfig
     control: ControlConfig
     datasets: Mapping[str, DatasetConfig]
     limits: LimitsConfig
@@ -112,7 +111,7 @@ def load(path: Path) -> NodeConfig:
     """
     home = path.absolute().parent
     top = strictyaml.load(path).mapping(
-        "version", "organization", "node", "paths", "listen", "bootstrap", "control", "datasets", "limits", "log"
+        "version", "organization", "node", "paths", "control", "datasets", "limits", "log", *network.KEYS
     )
     top.required("version").integer(1, 1)
     organization = top.required("organization").organization()
@@ -126,11 +125,10 @@ def load(path: Path) -> NodeConfig:
         bundle=_path(paths, "bundle", home, "consortium.json"),
         policy=_path(paths, "policy", home, "policy.yaml"),
         database=_path(paths, "database", home, "node.db"),
-        listen=_multiaddrs(top.required("listen"), with_peer=False),
-        bootstrap=_multiaddrs(top.optional("bootstrap"), with_peer=True),
+        network=read_network(top),
         control=_control(top, home),
         datasets=_datasets(top.optional("datasets"), home),
-        limits=_limits(top.section("limits", "peers", "requests_per_peer", "workers")),
+        limits=_limits(top.section("limits", "peers", "requests_per_peer", "messages_per_second", "workers")),
         log=_log(top.section("log", "level", "format")),
     )
 
@@ -146,43 +144,6 @@ def _node_name(top: Section, organization: str) -> SpiffeId:
 def _path(section: Section, key: str, home: Path, default: str) -> Path:
     node = section.optional(key)
     return home / default if node is None else node.file_path(home)
-
-
-def _multiaddrs(node: Node | None, *, with_peer: bool) -> tuple[str, ...]:
-    if node is None or node.is_empty or (node.is_list and not node.items()):
-        return ()
-    items = node.one_or_more()
-    if len(items) > _MAX_ADDRESSES:
-        node.fail(f"at most {_MAX_ADDRESSES} addresses, not {len(items)}")
-    for item in items:
-        _check_multiaddr(item, with_peer=with_peer)
-    return node.strings()
-
-
-def _check_multiaddr(node: Node, *, with_peer: bool) -> None:
-    """Refuse what is not `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, followed by `/p2p/PEERID` if `with_peer`."""
-    form = "/ip4/HOST/tcp/PORT" + ("/p2p/PEERID" if with_peer else "")
-    parts = node.string(max_length=512).split("/")[1:]
-    if len(parts) != (6 if with_peer else 4) or parts[2] != "tcp" or (with_peer and parts[4] != "p2p"):
-        node.fail(f"expected an address of the form {form}, got {node.value!r}")
-    family, host, _, port = parts[:4]
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        node.fail(f"{port!r} is no port")
-    if family in ("dns", "dns4", "dns6"):
-        if not _DNS_NAME.fullmatch(host):
-            node.fail(f"{host!r} is no host name")
-    elif family in ("ip4", "ip6"):
-        try:
-            (ipaddress.IPv4Address if family == "ip4" else ipaddress.IPv6Address)(host)
-        except ValueError:
-            node.fail(f"{host!r} is no {'IPv4' if family == 'ip4' else 'IPv6'} address")
-    else:
-        node.fail(f"expected an address of the form {form}, got {node.value!r}")
-    if with_peer:
-        try:
-            peer_id_to_bytes(parts[5])
-        except SignatureInvalid as error:
-            node.fail(str(error))
 
 
 def _control(top: Section, home: Path) -> ControlConfig:
@@ -228,6 +189,7 @@ def _limits(section: Section) -> LimitsConfig:
     return LimitsConfig(
         peers=section.integer("peers", default.peers, 1, 10_000),
         requests_per_peer=section.integer("requests_per_peer", default.requests_per_peer, 1, 10_000),
+        messages_per_second=section.integer("messages_per_second", default.messages_per_second, 1, 1_000_000),
         workers=section.integer("workers", default.workers, 1, 10_000),
     )
 
