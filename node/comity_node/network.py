@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
@@ -381,10 +382,7 @@ class LinkedPeers:
 
     def peer(self, organization: str) -> Attested | None:
         """Return a linked node of `organization`, if there is one."""
-        for state in self._links().peers():
-            if state.organization == organization and state.state == "connected":
-                return attested(state)
-        return None
+        return self._links().member(organization)
 
     async def request(
         self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
@@ -395,8 +393,14 @@ class LinkedPeers:
 
 def attested(state: LinkState) -> Attested:
     """Return who is at the other end of a link that is up."""
-    key = from_libp2p_public_key(peer_id_to_bytes(state.peer_id)[2:])
-    return Attested(state.organization, SpiffeId.parse(state.node), key, state.peer_id)
+    return _attested(state.peer_id, state.organization, state.node)
+
+
+@lru_cache(maxsize=1024)
+def _attested(peer_id: str, organization: str, node: str) -> Attested:
+    """Every message asks; base58 is slow."""
+    key = from_libp2p_public_key(peer_id_to_bytes(peer_id)[2:])
+    return Attested(organization, SpiffeId.parse(node), key, peer_id)
 
 
 def is_near(config: NodeConfig) -> bool:

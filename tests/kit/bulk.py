@@ -25,6 +25,7 @@ from comity_node.bulk.service import BulkService
 from comity_node.bulk.spool import Spool
 from comity_node.policy.loader import loads_policy
 from comity_node.protocol.freshness import Freshness
+from comity_node.storage import bulk as journal
 from comity_node.storage.bulk import BulkRow
 from comity_node.storage.database import Database, open_database
 from comity_node.transport.memory import MemoryNetwork
@@ -112,7 +113,10 @@ class Party:
         return path
 
     async def rows(self) -> list[BulkRow]:
-        return [one.row for one in await self.service.list()]
+        """What the service lists, with the envelopes that a list leaves out."""
+        listed = [one.row.transfer_id for one in await self.service.list()]
+        found = await self.database.read(lambda c: [journal.get_bulk(c, each) for each in listed])
+        return [row for row in found if row is not None]
 
     async def read(self, row: BulkRow) -> pa.Table:
         data = b"".join([piece async for piece in self.service.read(row.transfer_id.hex())])

@@ -215,6 +215,29 @@ def test_a_mistake_in_the_work_reaches_each_caller_and_blocks_nobody() -> None:
         async with trio.open_nursery() as nursery:
             for item in range(3):
                 nursery.start_soon(do, item)
-        assert raised == ["3", "2", "1"]
+        assert raised == ["1", "1", "1"], "each was done once more, alone"
+
+    run(main)
+
+
+def test_a_mistake_about_one_item_is_not_raised_to_another() -> None:
+    async def main() -> None:
+        async def work(items: Sequence[int]) -> list[int]:
+            await trio.lowlevel.checkpoint()
+            return [10 // item for item in items]
+
+        gathering = Gathering(work, most=1024)
+        results: dict[int, int | str] = {}
+
+        async def do(item: int) -> None:
+            try:
+                results[item] = await gathering.do(item)
+            except ZeroDivisionError as error:
+                results[item] = type(error).__name__
+
+        async with trio.open_nursery() as nursery:
+            for item in (2, 0, 5):
+                nursery.start_soon(do, item)
+        assert results == {2: 5, 0: "ZeroDivisionError", 5: 2}
 
     run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import threading
@@ -18,7 +19,7 @@ import pytest
 import trio
 
 from comity.client import BulkProgress, Client
-from comity.errors import ControlError
+from comity.errors import ConfigError, ControlError
 from comity_node.bulk.control import BulkControl
 from comity_node.cli import bulk_files
 from comity_node.cli.bulk_files import Pieces
@@ -251,3 +252,14 @@ def test_a_file_that_is_there_is_left_alone_when_the_stream_breaks(tmp_path: Pat
         bulk_files.write(target, broken())
     assert target.read_text() == "as it was"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_bytes_that_are_no_text_are_named_and_leave_no_csv(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    rows = pa.table({"photo": pa.array([b"\xff\x00"], pa.binary())})
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    with pytest.raises(ConfigError, match=r"\.parquet and \.arrow hold every column"):
+        bulk_files.write(tmp_path / "rows.csv", iter([sink.getvalue()]))
+    assert list(tmp_path.iterdir()) == []
+    assert bulk_files.write(tmp_path / "rows.parquet", iter([sink.getvalue()])) == 1

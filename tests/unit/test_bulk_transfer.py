@@ -439,7 +439,7 @@ def test_a_table_without_rows_is_not_sent(tmp_path: Path) -> None:
         await pair.start(nursery)
         with pytest.raises(InvalidRecord, match="no rows"):
             await pair.send(pair.sender.write(0))
-        with pytest.raises(InvalidRecord, match="no rows"):
+        with pytest.raises(InvalidRecord, match="no certified records of 'tumours': nothing to send"):
             await pair.send(None, kind="certified")
 
     run(main)

@@ -59,6 +59,11 @@ def test_the_defaults(tmp_path: Path) -> None:
     assert not network.metrics.host
 
 
+def test_a_name_is_announced(tmp_path: Path) -> None:
+    network = read(tmp_path, HEAD + "listen: /ip4/127.0.0.1/tcp/0\nannounce: /dns4/node.mercy.example/tcp/4101\n")
+    assert network.announce == ("/dns4/node.mercy.example/tcp/4101",)
+
+
 def test_metrics_over_ip6(tmp_path: Path) -> None:
     network = read(tmp_path, WHOLE.replace("127.0.0.1:9464", "[::1]:9464"))
     assert network.metrics == config.MetricsConfig("::1", 9464)

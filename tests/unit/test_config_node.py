@@ -21,7 +21,7 @@ version: 1
 organization: mercy.example
 node: n1
 paths: {{key: secret/node.key, database: /var/lib/comity/node.db}}
-listen: [/ip4/127.0.0.1/tcp/0, "/ip6/::1/tcp/4101", /dns4/node.mercy.example/tcp/4101]
+listen: [/ip4/127.0.0.1/tcp/0, "/ip6/::1/tcp/4101"]
 bootstrap:
   - /ip4/10.0.0.1/tcp/4101/p2p/{PEER}
 control: {{address: "unix:run/c.sock"}}

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from comity.errors import Busy
 from comity.ids import SpiffeId
 from comity.signing import PrivateKey
 from comity.trust import (
@@ -171,6 +172,43 @@ def test_a_full_table_makes_room_for_who_is_there_but_not_at_the_cost_of_what_mu
             # What the operator names has a place in any case.
             node.add_peer(nowhere, keep=True)
             assert len(node.peers()) == 4
+
+    run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_what_nodes_of_one_organization_ask_for_is_bounded_together_and_leaves_room_for_others() -> None:
+    here = world(GOOD, EVIL, LATE)
+    limits = LinkLimits(max_handler_bytes=100_000, max_organization_bytes=150_000)
+    ask = b"x" * 90_000
+
+    async def main() -> None:
+        node, first, second, late = (here.links(each, limits=limits) for each in (GOOD, EVIL, EVIL, LATE))
+        gates = {b"x": trio.Event(), b"y": trio.Event()}
+
+        async def slow(_: Attested, payload: bytes) -> bytes:
+            await gates[payload[:1]].wait()
+            return b"done"
+
+        node._handlers.request = slow
+        async with running(node, first, second, late):
+            for other in (first, second, late):
+                other.add_peer(node.peer_id)
+                await other.wait_for(node.peer_id, 10)
+            for given_up in (True, False):  # what is given up makes room, too
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(first.request, node.peer_id, ask, 60)
+                    nursery.start_soon(late.request, node.peer_id, ask, 60)
+                    await wait_all_tasks_blocked()
+                    with pytest.raises(Busy, match="nodes of your organization"):
+                        await second.request(node.peer_id, ask, 60)
+                    if given_up:
+                        nursery.cancel_scope.cancel()
+                    else:
+                        gates[b"x"].set()
+                await wait_all_tasks_blocked()
+            assert await second.request(node.peer_id, ask, 60) == b"done"
+            assert await first.request(node.peer_id, ask, 60) == b"done"
 
     run(main)
 

@@ -217,7 +217,8 @@ async def breaks(attack: bytes, match: str) -> None:
     [
         (frame(DATA, SYN, 1, 1 << 30), "over its window"),
         (frame(UPDATE, SYN, 1, 0) + frame(DATA, 0, 1, INITIAL_WINDOW + 1), "1 bytes over its window"),
-        (frame(UPDATE, SYN, 2, 0), "cannot open"),
+        (frame(UPDATE, SYN, 2, 0), "cannot open"),  # a stream of ours
+        (frame(UPDATE, SYN, 4, 0), "cannot open"),  # one that we shall open
         (frame(7, 0, 0, 0), "type 7"),
         (frame(GO_AWAY, 0, 0, 1), r"closed the connection \(code 1\)"),
         (b"\xff" * 12, "version 255"),
@@ -315,3 +316,30 @@ def test_a_strangers_windows_never_grow_whatever_it_says_about_the_line() -> Non
         mux.receive(frame(PING, ACK, 0, 1))
     assert mux.metrics().window_bytes == INITIAL_WINDOW
     assert b"\x00\x02\x00\x01" not in mux.data_to_send()  # and it is not pinged
+
+
+@pytest.mark.invariant("S7")
+def test_streams_that_only_the_peer_has_not_ended_are_few() -> None:
+    """We have answered and closed; a peer that never ends its side keeps 16 places and no more."""
+    mux = Yamux(initiator=False, limits=MuxLimits(max_streams=64))
+    for number in range(40):
+        mux.receive(frame(UPDATE, SYN, 2 * number + 1, 0))
+        mux.close(2 * number + 1)
+    said = mux.data_to_send()
+    resets = [number for number in range(40) if frame(UPDATE, RST, 2 * number + 1, 0) in said]
+    assert resets == list(range(24)), "the oldest go first"
+    assert mux.metrics().streams == 16
+
+
+@pytest.mark.invariant("S7")
+def test_a_peer_that_goes_on_sending_to_nobody_is_told_to_stop() -> None:
+    mux = Yamux(initiator=False, limits=LIMITS)
+    mux.receive(frame(UPDATE, SYN, 1, 0))
+    mux.close(1)
+    mux.data_to_send()
+    half = bytes(INITIAL_WINDOW // 2)
+    assert mux.receive(frame(DATA, 0, 1, len(half), half)) == []
+    assert mux.metrics().streams == 1, "what was on its way may come"
+    assert mux.receive(frame(DATA, 0, 1, 1, b"x")) == []
+    assert frame(UPDATE, RST, 1, 0) in mux.data_to_send()
+    assert mux.metrics().streams == 0

@@ -234,6 +234,30 @@ def test_who_sends_too_fast_is_told_to_wait_and_no_handler_works_for_it(tmp_path
 
 
 @pytest.mark.invariant("S7")
+@pytest.mark.invariant("S7")
+def test_refused_messages_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main(messenger: Messenger, _: Wire) -> None:
+        async def handle(sender: Attested, body: bytes) -> Receipt:
+            await trio.lowlevel.checkpoint()
+            raise AgreementError("no")
+
+        messenger.serve({"cards": handle})
+        for number in range(100):
+            with pytest.raises(EnvelopeMalformed):
+                await messenger.receive(attested(NODES[PEER]), b"garbage")
+            if number < 12:  # of one epoch each
+                await messenger.receive(attested(NODES[PEER]), request())
+        assert messenger.counters()["refused.envelope_malformed"] == 100
+        assert messenger.counters()[f"refused.{AgreementError.code}"] == 12
+        with pytest.raises(EnvelopeMalformed):
+            await messenger.receive(attested(NODES[OTHER]), b"garbage")
+
+    with_messenger(tmp_path, main)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(PEER in line for line in lines) == 20
+    assert sum(OTHER in line for line in lines) == 1, "another organization has a share of its own"
+
+
 def test_a_bucket_holds_no_more_than_its_burst_and_survives_a_clock_that_goes_back() -> None:
     pace = Pace(PaceLimits(per_second=200, burst=500, retry_after_ms=100))
     assert [pace.take(PEER, 0) for _ in range(501)] == [0] * 500 + [100]

@@ -6,7 +6,7 @@ import pytest
 
 from comity.errors import Busy, FrameTooLarge, LinkClosed, ProtocolError, UnexpectedMessage
 from comity_node.protocol import session_events as ev
-from comity_node.protocol.framing import encode_frame
+from comity_node.protocol.framing import PREFIX_BYTES, encode_frame
 from comity_node.protocol.session import MAX_DEADLINE_MS, Session, SessionLimits
 from comity_node.protocol.session_states import TRANSITIONS, Frame, Role, Service, State, Step, staying
 
@@ -119,6 +119,17 @@ def test_ping_and_pong() -> None:
     opener.ping(78)
     with pytest.raises(UnexpectedMessage, match="answers no ping"):
         opener.receive(wire(Frame.PONG, number(77)))
+
+
+@pytest.mark.invariant("S7")
+def test_bytes_for_a_tunnel_that_is_not_open_yet_are_bounded() -> None:
+    opener, acceptor = opened(Service.TUNNEL)
+    opener.open_tunnel("flower")
+    move(opener, acceptor)
+    most = LIMITS.max_frame + PREFIX_BYTES
+    assert acceptor.receive(bytes(most)) == []
+    with pytest.raises(FrameTooLarge, match="not open yet"):
+        acceptor.receive(b"x")
 
 
 def test_a_tunnel_becomes_raw_and_early_bytes_are_kept() -> None:

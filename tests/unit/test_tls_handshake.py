@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from OpenSSL import SSL, crypto
 
 from comity.errors import ProtocolError
@@ -271,12 +272,25 @@ def test_a_chain_of_certificates_is_refused(initiator: bool) -> None:
 
 
 @pytest.mark.invariant("S2")
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_dialler_without_a_certificate_or_with_an_older_tls_is_refused(version: ssl.TLSVersion) -> None:
+@pytest.mark.parametrize(
+    ("version", "shows", "why"),
+    [
+        (ssl.TLSVersion.TLSv1_2, True, "unsupported protocol"),
+        (ssl.TLSVersion.TLSv1_3, False, "did not return a certificate"),
+    ],
+)
+def test_a_dialler_without_a_certificate_or_with_an_older_tls_is_refused(
+    tmp_path: Path, version: ssl.TLSVersion, shows: bool, why: str
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.maximum_version = version
     context.set_alpn_protocols(["libp2p"])
+    if shows:
+        own = ec.generate_private_key(ec.SECP256R1())
+        key = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (tmp_path / "own.pem").write_bytes(key + make_certificate(ALICE, own, NOW).public_bytes(Encoding.PEM))
+        context.load_cert_chain(tmp_path / "own.pem")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     stranger = context.wrap_bio(incoming, outgoing)
     listener = handshake(identity(BOB), initiator=False)
@@ -287,7 +301,7 @@ def test_a_dialler_without_a_certificate_or_with_an_older_tls_is_refused(version
                 stranger.do_handshake()
             incoming.write(listener.receive(outgoing.read()))
 
-    with pytest.raises(ProtocolError, match="TLS handshake failed"):
+    with pytest.raises(ProtocolError, match=f"TLS handshake failed: .*{why}"):
         go_on()
     assert listener.proved is None
 

@@ -12,8 +12,6 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
-from comity.errors import ComityError
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -56,7 +54,7 @@ class Gathering(Generic[Item, Result]):
         it returns as if it had not been cancelled, and the cancellation is met at the caller's next checkpoint.
 
         Raises:
-            ComityError: what `work` raised for this item alone. When it fails for several together, each of their tasks
+            Exception: what `work` raised for this item alone. When it fails for several together, each of their tasks
                 has it done for itself, so that nobody gets another's error.
         """
         place: _Place[Item, Result] = _Place(item)
@@ -90,7 +88,7 @@ class Gathering(Generic[Item, Result]):
             results = await self._work([place.item for place in batch])
             for place, result in zip(batch, results, strict=True):
                 place.result = result
-        except ComityError:
+        except Exception:  # of whatever sort, and raised again below for whose item it is
             if not others:
                 raise
             for place in batch:

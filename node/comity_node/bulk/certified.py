@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from comity.agreement import Agreed
 from comity.errors import CertificateInvalid, InvalidRecord, PolicyDenied
-from comity.provenance import verify_provenance
+from comity.provenance import Provenance, verify_provenance
 from comity.trust import TrustStore
 from comity_node.bulk import shape
 from comity_node.bulk.common import PROVENANCE, Surroundings
@@ -109,32 +109,54 @@ class Verifier:
         trust: the members.
         owed: what has to have been done to each record before it was certified.
         dataset: what the records belong to.
+        giver: the organization that sends them.
+        taker: the organization that gets them.
     """
 
-    def __init__(self, trust: TrustStore, owed: Obligations, dataset: str) -> None:
+    def __init__(self, trust: TrustStore, owed: Obligations, dataset: str, giver: str, taker: str) -> None:
         self._trust, self._owed, self._dataset = trust, owed, dataset
+        self._giver, self._taker = giver, taker
+        #: How long the strictest of the agreements under which the rows were certified lets them be kept.
+        self.retain_ms: int | None = None
 
     def check(self, batch: Any) -> None:  # noqa: ANN401  (pyarrow ships no types)
         """Check every row of a batch.
 
         Raises:
             CertificateInvalid, TrustError, EnvelopeError, AgreementError: a row's provenance does not prove it.
-            PolicyDenied: it was certified under terms that ask for less than is owed here.
+            PolicyDenied: it was certified under terms that ask for less than is owed here, or that keep it among the
+                participants.
         """
         if PROVENANCE not in batch.schema.names:
             raise CertificateInvalid(f"the rows have no column {PROVENANCE!r}")
+        for field in batch.schema:  # values of other types are no JSON, and some do not even have a form in Python
+            if field.type not in ((pa.binary(),) if field.name == PROVENANCE else _TYPES.values()):
+                raise CertificateInvalid(f"no certified record has a column {field.name!r} of the type {field.type}")
         for row in batch.to_pylist():
             proof = row.pop(PROVENANCE)
             proven = verify_provenance(proof or b"", self._trust)
             if json.loads(proven.record) != row:
                 raise CertificateInvalid(f"the row of task {proven.task_id} is not the record that was certified")
             self._check_terms(proven.agreed)
+            self._check_onward(proven)
             duties.verify(self._owed, row)
+
+    def _check_onward(self, proven: Provenance) -> None:
+        """Whoever made a record gives it to whom it likes; the others keep to what the agreement says about onward."""
+        if proven.author == self._giver or self._taker in proven.agreed.participants:
+            return
+        if duties.Onward.parse(proven.agreed.terms.obligations.onward or "never") is not duties.Onward.ALLOWED:
+            raise PolicyDenied(
+                f"the record of task {proven.task_id} is of {proven.author}; its agreement does not let"
+                f" {self._giver} pass it on to {self._taker}, who takes no part in it"
+            )
 
     def _check_terms(self, agreed: Agreed) -> None:
         terms, owed = agreed.terms, self._owed
         if terms.dataset != self._dataset:
             raise CertificateInvalid(f"a row was certified for the dataset {terms.dataset!r}")
+        if seconds := terms.obligations.retain_seconds:
+            self.retain_ms = min(self.retain_ms or seconds * 1000, seconds * 1000)
         if terms.obligations.min_distance_to_private < (owed.min_distance_to_private or 0.0):
             raise PolicyDenied("a row was certified at a smaller distance to private rows than is asked for")
         review = owed.review

@@ -6,6 +6,7 @@ Both in one pass: what is hashed is what is parsed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from comity.errors import ChunkInvalid
 from comity.merkle import leaf_hash
@@ -17,6 +18,9 @@ from comity_node.bulk.spool import PartFile, leaf_at
 from comity_node.policy.model import Obligations
 from comity_node.protocol.bulk_manifest import Manifest
 from comity_node.validators.schema import Schema
+
+#: Batches in one step, at most: empty ones have no bytes, and a file can be full of them.
+_STEP_BATCHES: Final = 256
 
 
 class VerifiedReader:
@@ -77,7 +81,7 @@ class TableCheck:
         self._reader = VerifiedReader(part, leaves, manifest.geometry.chunks)
         self._stream = StreamReader(self._reader.read, manifest.columns, manifest.rows)
         self._certified = manifest.kind == "certified"
-        self._verifier = Verifier(trust, owed, manifest.dataset)
+        self._verifier = Verifier(trust, owed, manifest.dataset, manifest.organization, manifest.to_organization)
         self._grids = shape.generalized(owed, manifest.columns)
         self._schema = schema.without(owed.redact) if schema is not None else None
 
@@ -86,14 +90,19 @@ class TableCheck:
         """Chunks that were read."""
         return self._reader.done
 
+    @property
+    def retain_ms(self) -> int | None:
+        """How long the rows may be kept by the agreements under which they were certified; None if none says so."""
+        return self._verifier.retain_ms
+
     def steps(self, step_bytes: int) -> Iterator[int]:
-        """Do the work, yielding after each `step_bytes` or so.
+        """Do the work, yielding after each `step_bytes` or so, and after some batches however small they are.
 
         Raises:
             ChunkInvalid: a chunk changed on the disk.
             InvalidRecord, PolicyDenied, CertificateInvalid: the rows are not what they have to be.
         """
-        done = 0
+        done = batches = 0
         for batch in self._stream.batches():
             if self._certified:
                 self._verifier.check(batch)
@@ -102,6 +111,7 @@ class TableCheck:
                     shape.check_schema(self._schema, batch)
                 shape.verify(self._grids, batch)
             done += batch.nbytes
-            if self._certified or done >= step_bytes:
+            batches += 1
+            if self._certified or done >= step_bytes or batches == _STEP_BATCHES:
                 yield self.chunks
-                done = 0
+                done = batches = 0

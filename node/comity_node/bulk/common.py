@@ -18,6 +18,7 @@ from comity_node.bulk.limits import BulkLimits
 from comity_node.bulk.spool import Spool
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Labels, Obligations, Request
+from comity_node.protocol.bulk_manifest import Manifest
 from comity_node.storage.bulk import BulkRow
 from comity_node.storage.database import Database
 
@@ -27,6 +28,10 @@ T = TypeVar("T")
 PROVENANCE = "comity_provenance"
 #: Threads that all transfers of a node use at a time.
 _THREADS = 4
+#: The slowest that a receiver's check of the whole may be before it is given up.
+_CHECK_BASE_S = 60.0
+_SLOWEST_BYTES_S = 2_000_000
+_SLOWEST_PROOFS_S = 20
 
 
 class Stream(Protocol):
@@ -142,16 +147,22 @@ def agreed_obligations(parts: Surroundings, digest: bytes, other: str, dataset: 
 def make_request(
     action: str, other: str, *, purpose: str, dataset: str, kind: str, fields: frozenset[str], labels: Labels
 ) -> Request:
-    """Return the question to the policy about a table; the proofs' column is no field of it."""
+    """Return the question to the policy about a table; the proofs' column of certified records is no field of it."""
     return Request(
         action=action,
         organization=other,
         purpose=purpose,
         dataset=dataset,
         kind=kind,
-        fields=fields - {PROVENANCE},
+        fields=fields - {PROVENANCE} if kind == "certified" else fields,
         labels=labels,
     )
+
+
+def check_budget_s(manifest: Manifest) -> float:
+    """Return the seconds that checking a complete table may take, for the receiver and for the sender who waits."""
+    proofs = manifest.rows / _SLOWEST_PROOFS_S if manifest.kind == "certified" else 0.0
+    return _CHECK_BASE_S + manifest.geometry.length / _SLOWEST_BYTES_S + proofs
 
 
 def classification_of(parts: Surroundings, dataset: str) -> str:

@@ -10,12 +10,20 @@ from typing import Any, Final
 import trio
 
 from comity.envelope import sign_document
-from comity.errors import ChunkInvalid, ComityError, DeadlineExceeded, LinkClosed, StorageError, UnexpectedMessage
+from comity.errors import (
+    ChunkInvalid,
+    ComityError,
+    DeadlineExceeded,
+    LinkClosed,
+    StorageError,
+    TransferFailed,
+    UnexpectedMessage,
+)
 from comity.merkle import leaf_hash, root_of
 from comity.v1.bulk_pb2 import BulkReceipt
 from comity_node.bulk.channel import Channel, flat_nursery
 from comity_node.bulk.check import TableCheck
-from comity_node.bulk.common import Surroundings, describe
+from comity_node.bulk.common import Surroundings, check_budget_s, describe
 from comity_node.bulk.spool import PartFile, leaf_at, split_leaves
 from comity_node.policy.model import Obligations
 from comity_node.protocol.bulk import LEAF_BYTES, Receiver
@@ -27,11 +35,10 @@ from comity_node.storage.bulk import BulkRow
 
 #: Bytes of chunks that wait for the disk, at most (and one more of each kind under way).
 _WAITING: Final = 4 * 1024 * 1024
-#: Bytes that are checked before the loop gets a turn, and the slowest that a check may be before it is given up.
+#: Bytes that are checked before the loop gets a turn.
 _CHECK_STEP: Final = 8 * 1024 * 1024
-_SLOWEST_BYTES_S: Final = 2_000_000
-_SLOWEST_PROOFS_S: Final = 20
-_CHECK_BASE_S: Final = 60.0
+#: No retention ends later: a peer names it, and journal and receipt have room for 63 bits.
+_LATEST_MS: Final = 2**53
 
 
 class Intake:
@@ -52,6 +59,7 @@ class Intake:
         self._leaves = b""
         self._written = self._synced = 0
         self._syncing = False
+        self._retain_ms = owed.retain_ms
         #: Whether the table itself is what is wrong: then no other try can make it good.
         self.is_bad = False
 
@@ -132,6 +140,7 @@ class Intake:
                 nursery.start_soon(self._sync, part)
 
     def _write(self, part: PartFile, chunks: list[ChunkReceived]) -> None:
+        self._parts.spool.check_room(sum(len(chunk.data) for chunk in chunks))  # others may have filled it meanwhile
         for chunk in chunks:
             if leaf_hash(chunk.data) != leaf_at(self._leaves, chunk.index):
                 self.is_bad = True
@@ -161,11 +170,11 @@ class Intake:
             manifest, self._leaves, part, self._owed, dataset.schema if dataset is not None else None, self._parts.trust
         )
         steps = check.steps(_CHECK_STEP)
-        proofs = manifest.rows / _SLOWEST_PROOFS_S if manifest.kind == "certified" else 0.0
-        with trio.move_on_after(_CHECK_BASE_S + self._geometry.length / _SLOWEST_BYTES_S + proofs) as scope:
+        with trio.move_on_after(check_budget_s(manifest)) as scope:
             await self._check_steps(part, check, steps)
         if scope.cancelled_caught:
             raise DeadlineExceeded("checking the rows takes too long")
+        self._retain_ms = min((one for one in (self._owed.retain_ms, check.retain_ms) if one is not None), default=None)
 
     async def _check_steps(self, part: PartFile, check: TableCheck, steps: Iterator[Any]) -> None:
         try:
@@ -186,7 +195,7 @@ class Intake:
         """Move it into the inbox, journal and audit it, and send the receipt."""
         parts, row = self._parts, self._row
         now_ms = parts.gate.now_ms()
-        until_ms = now_ms + self._owed.retain_ms if self._owed.retain_ms is not None else None
+        until_ms = min(now_ms + self._retain_ms, _LATEST_MS) if self._retain_ms is not None else None
         receipt = self._receipt(now_ms, until_ms)
         entry = audit.AuditEntry(
             kind="effect",
@@ -199,12 +208,17 @@ class Intake:
         )
 
         def write(connection: sqlite3.Connection) -> None:
-            if journal.finish_bulk(connection, row.transfer_id, receipt, until_ms, now_ms):
-                audit.append(connection, entry, now_ms)
+            if not journal.finish_bulk(connection, row.transfer_id, receipt, until_ms, now_ms):
+                raise TransferFailed("the transfer was given up here before it was complete")
+            audit.append(connection, entry, now_ms)
 
         with trio.CancelScope(shield=True):  # bounded by the disk; a move without its row is put right at the start
             await parts.in_thread(lambda: parts.spool.promote(row.transfer_id))
-            await parts.database.transact(write)
+            try:
+                await parts.database.transact(write)
+            except ComityError:  # not journaled: it goes on from where it lay
+                await parts.in_thread(lambda: parts.spool.demote(row.transfer_id))
+                raise
             await parts.in_thread(lambda: parts.spool.forget_part(row.transfer_id))
         self._row = replace(row, state="done", receipt=receipt)
         await self._channel.send(self._session.receipt(receipt))

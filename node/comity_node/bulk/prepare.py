@@ -11,16 +11,17 @@ Nothing leaves here. Every yes and no is in the audit log (S1, S8).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.ipc
+import trio
 
 from comity.digest import sha256
-from comity.envelope import sign_document
+from comity.envelope import open_document, sign_document
 from comity.errors import ConfigError, InvalidName, InvalidRecord, PolicyDenied, StorageFull
 from comity.ids import organization_name
 from comity_node.admission import Question
@@ -40,7 +41,7 @@ from comity_node.bulk.spool import Spooled, SpoolWriter
 from comity_node.bulk.tables import Table, open_table
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Obligations, Request
-from comity_node.protocol.bulk_manifest import KINDS, MANIFEST_KIND, MAX_CHUNKS, Manifest
+from comity_node.protocol.bulk_manifest import KINDS, MANIFEST_KIND, MAX_CHUNKS, Manifest, parse_manifest
 from comity_node.storage import audit
 from comity_node.storage import bulk as journal
 from comity_node.storage.bulk import BulkRow
@@ -48,6 +49,7 @@ from comity_node.storage.bulk import BulkRow
 #: Bytes that are prepared before the loop looks whether somebody has given up.
 _STEP: Final = 8 * 1024 * 1024
 _MAX_TEXT: Final = 128
+_NO_QUOTA: Final = "the spool's quota is used up; finish or remove transfers (`comity bulk list`)"
 _OPTIONS: Final = pa.ipc.IpcWriteOptions(compression=None, use_threads=False, emit_dictionary_deltas=False)
 
 
@@ -80,7 +82,7 @@ class _Refinery:
         self._schema = dataset.schema if dataset is not None else None
         self._private = dataset.private if dataset is not None else None
         self._distance = owed.min_distance_to_private or 0.0
-        self._certified = Verifier(parts.trust, owed, order.dataset) if order.kind == "certified" else None
+        self._certified = _verifier(parts, owed, order) if order.kind == "certified" else None
         self.rows = 0
         if self._certified is not None:
             self.schema, self.columns = shape.arrow_schema(table.columns), table.columns
@@ -146,6 +148,7 @@ class Preparer:
         """
         _check(order, self._parts.identity.organization, self._parts.trust.bundle.members)
         report(Progress("", "preparing"))
+        await self._check_not_passed_on(order)
         table = await self._parts.in_thread(lambda: self._open(order))
         try:
             owed = await self._first_question(order, table)
@@ -156,8 +159,19 @@ class Preparer:
         try:
             return await self._release(order, owed, refinery, spooled)
         except BaseException:
-            await self._drop_unwanted(spooled.root)
+            with trio.CancelScope(shield=True):  # also if a person gave up: one look and one unlink
+                await self._drop_unwanted(spooled.root)
             raise
+
+    async def _check_not_passed_on(self, order: Order) -> None:
+        """Refuse a table in the inbox that its sender does not let be passed on."""
+        parts, path = self._parts, order.path
+        if path is None:
+            return
+        received = await parts.in_thread(lambda: parts.spool.find_received(path))
+        row = await parts.database.read(lambda c: journal.get_bulk(c, received)) if received is not None else None
+        if row is not None:
+            _check_onward([row.manifest])
 
     def _open(self, order: Order) -> Table:
         if order.path is None:
@@ -173,6 +187,9 @@ class Preparer:
                 table = replace(open_table(order.path, known), rows=rows)
         if not table.rows:
             table.close()
+            if order.path is None:
+                under = " under that agreement" if order.agreement else ""
+                raise InvalidRecord(f"this node has no certified records of {order.dataset!r}{under}: nothing to send")
             raise InvalidRecord("the table has no rows: there is nothing to send")
         return table
 
@@ -180,7 +197,8 @@ class Preparer:
         """Return what is owed if the table may leave at all."""
         parts = self._parts
         agreed = agreed_obligations(parts, order.agreement, order.to, order.dataset, order.purpose)
-        size = order.path.stat().st_size if order.path is not None else 0
+        path = order.path
+        size = await parts.in_thread(lambda: _size(path)) if path is not None else 0
         request = self._request(order, frozenset(column.name for column in table.columns), table.rows or 0, size)
         decision = parts.gate.policy.decide(request)
         if not decision.allowed:
@@ -197,7 +215,7 @@ class Preparer:
         used = await parts.database.read(lambda c: journal.usage(c, "out", ""))
         most = min(limits.max_bytes, limits.quota_bytes - used.bytes_of_all, MAX_CHUNKS * limits.chunk_bytes)
         if most <= 0:
-            raise StorageFull("the spool's quota is used up; finish or remove transfers (`comity bulk list`)")
+            raise StorageFull(_NO_QUOTA)
         sink = await parts.in_thread(lambda: parts.spool.writer(limits.chunk_bytes, most))
         try:
             batches = map(refinery.apply, table.batches)
@@ -220,6 +238,7 @@ class Preparer:
 
     async def _release(self, order: Order, owed: Obligations, refinery: _Refinery, spooled: Spooled) -> BulkRow:
         parts, now_ms = self._parts, self._parts.gate.now_ms()
+        _check_onward(await parts.database.read(lambda c: journal.received_manifests(c, spooled.root)))
         fields = frozenset(column.name for column in refinery.columns)
         request = self._request(order, fields, refinery.rows, spooled.geometry.length)
         decision = await parts.gate.demand(Question(request, spooled.root, order.agreement, refinery.rows))
@@ -259,6 +278,8 @@ class Preparer:
         )
 
         def write(connection: sqlite3.Connection) -> None:
+            if journal.usage(connection, "out", "").bytes_of_all + row.byte_count > parts.limits.quota_bytes:
+                raise StorageFull(_NO_QUOTA)  # of tables that were prepared at the same time
             audit.append(connection, entry, now_ms)
             journal.put_bulk(connection, row)
 
@@ -275,6 +296,25 @@ class Preparer:
             "bulk.send", order.to, purpose=order.purpose, dataset=order.dataset, kind=order.kind,
             fields=fields, labels={"records": rows, "bytes": size},
         )  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
+
+
+def _check_onward(manifests: Sequence[bytes]) -> None:
+    """Refuse what came here under these manifests, unless each sender lets it be passed on."""
+    for envelope in manifests:
+        manifest = parse_manifest(open_document(envelope, MANIFEST_KIND).body)
+        onward = duties.from_terms(manifest.obligations).onward
+        if onward is not duties.Onward.ALLOWED:
+            raise PolicyDenied(
+                f"this table came from {manifest.organization}, whose obligations say onward: {onward.word}; it may"
+                " not be passed on"
+            )
 
 
 def new_row(direction: journal.Direction, manifest: Manifest, envelope: bytes, other: str, now_ms: int) -> BulkRow:
@@ -300,6 +340,10 @@ def new_row(direction: journal.Direction, manifest: Manifest, envelope: bytes, o
         expires_ms=manifest.expires_ms,
         retain_until_ms=None,
     )
+
+
+def _verifier(parts: Surroundings, owed: Obligations, order: Order) -> Verifier:
+    return Verifier(parts.trust, owed, order.dataset, parts.identity.organization, order.to)
 
 
 def _finish(sink: SpoolWriter, writer: Any) -> Spooled:  # noqa: ANN401  (pyarrow ships no types)

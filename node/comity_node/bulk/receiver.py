@@ -113,7 +113,7 @@ class BulkReceiver:
                 await self._take(sender, offered.envelope, session, channel)
             except ComityError as error:
                 with suppress(LinkError):  # whoever is gone need not be told
-                    await channel.send(_last_word(session, error))
+                    await channel.send(self._last_word(session, error))
                 raise
             finally:
                 await stream.aclose()
@@ -190,20 +190,24 @@ class BulkReceiver:
         needed = duties.merge(agreed, allowed)
         self._check_schema(manifest, duties.merge(declared, needed))
         shape.check_declared(needed, declared, manifest.columns, manifest.kind)
-        row = known if known is not None else await self._journal(offer)
+        row = known if known is not None else await self._journal(offer)  # looks for room once more
         return row, duties.merge(declared, needed)
 
     async def _check_room(self, offer: _Offer, known: BulkRow | None) -> None:
-        parts, limits, length = self._parts, self._parts.limits, offer.manifest.geometry.length
+        parts, length = self._parts, offer.manifest.geometry.length
         if known is None:
-            used = await parts.database.read(lambda c: journal.usage(c, "in", offer.sender))
-            if used.open_of_one >= limits.open_per_organization:
-                raise Busy(f"{used.open_of_one} transfers of yours are open here: resume or drop them first")
-            if used.bytes_of_one + length > limits.quota_per_organization:
-                raise StorageFull(f"{offer.sender} has used up its share of the spool here")
-            if used.bytes_of_all + length > limits.quota_bytes:
-                raise StorageFull("the spool's quota is used up here")
+            await parts.database.read(lambda c: self._check_quotas(c, offer))
         await parts.in_thread(lambda: parts.spool.check_room(length))
+
+    def _check_quotas(self, connection: sqlite3.Connection, offer: _Offer) -> None:
+        limits, length = self._parts.limits, offer.manifest.geometry.length
+        used = journal.usage(connection, "in", offer.sender)
+        if used.open_of_one >= limits.open_per_organization:
+            raise Busy(f"{used.open_of_one} transfers of yours are open here: resume or drop them first")
+        if used.bytes_of_one + length > limits.quota_per_organization:
+            raise StorageFull(f"{offer.sender} has used up its share of the spool here")
+        if used.bytes_of_all + length > limits.quota_bytes:
+            raise StorageFull("the spool's quota is used up here")
 
     async def _ask(self, offer: _Offer, known: BulkRow | None) -> Obligations:
         """Step 6. The rows are reserved once, when the transfer is new; the policy of today is asked each time."""
@@ -231,8 +235,10 @@ class BulkReceiver:
     async def _journal(self, offer: _Offer) -> BulkRow:
         now_ms = self._parts.gate.now_ms()
         row = new_row("in", offer.manifest, offer.envelope, offer.sender, now_ms)
+        row = replace(row, expires_ms=min(row.expires_ms, now_ms + self._parts.limits.lifetime_ms))
 
         def write(connection: sqlite3.Connection) -> None:
+            self._check_quotas(connection, offer)  # again, with the row: two offers may have looked at the same time
             audit.append(connection, self._entry(row, "bulk.accepted"), now_ms)
             journal.put_bulk(connection, row)
 
@@ -262,12 +268,15 @@ class BulkReceiver:
             detail=describe(row),
         )
 
+    def _last_word(self, session: Receiver, error: ComityError) -> bytes:
+        """Return the frame that tells the sender why: a refusal before an answer was given, an abort after it.
 
-def _last_word(session: Receiver, error: ComityError) -> bytes:
-    """Return the frame that tells the sender why: a refusal before an answer was given, an abort after it."""
-    rules = error.rules if isinstance(error, PolicyDenied) else ()
-    retry_ms = error.retry_after_ms if isinstance(error, Busy) else 0
-    try:
-        return session.refuse(error.code, str(error), rules, retry_ms)
-    except UnexpectedMessage:
-        return session.abort(error.code, str(error))
+        Where the spool lies is no business of a peer's.
+        """
+        reason = str(error).replace(str(self._parts.spool.home), "the spool")
+        rules = error.rules if isinstance(error, PolicyDenied) else ()
+        retry_ms = error.retry_after_ms if isinstance(error, Busy) else 0
+        try:
+            return session.refuse(error.code, reason, rules, retry_ms)
+        except UnexpectedMessage:
+            return session.abort(error.code, reason)

@@ -28,6 +28,7 @@ from comity.errors import (
 from comity.trust import Attested
 from comity.v1.bulk_pb2 import BulkReceipt
 from comity_node.admission import Question
+from comity_node.bulk import shape
 from comity_node.bulk.channel import Channel, flat_nursery
 from comity_node.bulk.common import (
     OpenStream,
@@ -36,9 +37,11 @@ from comity_node.bulk.common import (
     Report,
     Surroundings,
     agreed_obligations,
+    check_budget_s,
     describe,
     make_request,
 )
+from comity_node.policy import obligations as duties
 from comity_node.protocol.bulk import Sender
 from comity_node.protocol.bulk_events import (
     Aborted,
@@ -90,7 +93,6 @@ class BulkSender:
         """
         self._take_place(row)
         try:
-            await self._ask_again(row)
             return await self._keep_trying(row, report)
         finally:
             del self._running[row.transfer_id]
@@ -105,9 +107,13 @@ class BulkSender:
         self._running[row.transfer_id] = row.organization
 
     async def _ask_again(self, row: BulkRow) -> None:
-        """Ask the policy of today about a transfer that was allowed when it was prepared. Its rows are reserved."""
+        """Ask the policy of this moment about a transfer that was allowed when it was prepared. Its rows are reserved.
+
+        What was done to them then has to be enough now. A review is not stated in the manifest: where one is asked for,
+        it has to be the same policy.
+        """
         parts, manifest = self._parts, parse_manifest(_body(row))
-        agreed_obligations(parts, row.agreement_digest, row.organization, row.dataset, row.purpose)
+        agreed = agreed_obligations(parts, row.agreement_digest, row.organization, row.dataset, row.purpose)
         request = make_request(
             "bulk.send", row.organization, purpose=row.purpose, dataset=row.dataset, kind=row.kind,
             fields=manifest.fields, labels={"records": row.row_count, "bytes": row.byte_count},
@@ -116,6 +122,16 @@ class BulkSender:
         if not decision.allowed:
             await parts.gate.demand(Question(request, row.root, row.agreement_digest, max(row.row_count, 1)))
             raise PolicyDenied(decision.reason, rules=decision.rules)
+        if manifest.policy_digest == parts.gate.policy.digest:
+            return
+        owed = replace(duties.merge(agreed, decision.obligations), rates=())
+        if not duties.covers(shape.read_declared(manifest.obligations), owed):
+            name = row.transfer_id.hex()[:16]
+            raise PolicyDenied(
+                "the policy has changed, and asks more of these rows than was done when they were prepared: give the"
+                f" transfer up (comity bulk remove {name}) and send the table again",
+                rules=decision.rules,
+            )
 
     async def _keep_trying(self, row: BulkRow, report: Report) -> BulkRow:
         parts = self._parts
@@ -123,6 +139,7 @@ class BulkSender:
         while True:
             attempt = _Attempt(parts, row, report)
             try:
+                await self._ask_again(row)  # each time: hours may lie between two tries
                 return await self._finish(row, await attempt.run(self._peer(row), self._open_stream))
             except _PASSING as error:
                 now = trio.current_time()
@@ -133,7 +150,8 @@ class BulkSender:
                     raise
                 note = f"{error}; trying again"
                 report(_progress(row, "waiting", max(attempt.stored, 0), note))
-                await trio.sleep(max(wait_s, error.retry_after_ms / 1000 if isinstance(error, Busy) else 0.0))
+                asked_s = error.retry_after_ms / 1000 if isinstance(error, Busy) else 0.0
+                await trio.sleep(max(wait_s, min(asked_s, _LONGEST_WAIT_S)))  # a peer names it, and may name years
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             except ComityError as error:
                 if isinstance(error, TransferFailed):
@@ -246,6 +264,8 @@ class _Attempt:
             async def speak() -> None:
                 try:
                     await self._speak(channel, descriptor, leaves)
+                    await trio.sleep(check_budget_s(self._manifest) + self._parts.limits.silence_s)
+                    raise DeadlineExceeded(f"{self._row.organization} does not come to an end with checking the rows")
                 except ComityError as error:
                     await trio.sleep(_LAST_WORDS_S)  # the receiver may have said why before it closed
                     outcome.append(error)
@@ -308,7 +328,7 @@ class _Attempt:
         frames = []
         for index, head in heads:
             size = self._geometry.size(index)
-            data = os.pread(descriptor, size, index * self._geometry.chunk_bytes)
+            data = self._parts.spool.read_at(descriptor, size, index * self._geometry.chunk_bytes)
             if len(data) != size:
                 raise TransferFailed(f"the spooled file ends before chunk {index}; send the table again")
             frames.append(b"".join((head, data)))

@@ -170,7 +170,7 @@ class BulkService:
         descriptor = await parts.in_thread(lambda: parts.spool.received(row.transfer_id))
         try:
             at = 0
-            while piece := await parts.in_thread(lambda: os.pread(descriptor, _PIECE, at)):  # noqa: B023  (awaited)
+            while piece := await parts.in_thread(lambda: parts.spool.read_at(descriptor, _PIECE, at)):  # noqa: B023  (awaited)
                 at += len(piece)
                 yield piece
         finally:
@@ -212,12 +212,15 @@ class BulkService:
             detail=describe(row),
         )
 
-        def write(connection: sqlite3.Connection) -> bool:
-            if journal.end_bulk(connection, row.transfer_id, state, reason, now_ms):
-                audit.append(connection, entry, now_ms)
+        def write(connection: sqlite3.Connection) -> bool | None:
+            if not journal.end_bulk(connection, row.transfer_id, state, reason, now_ms, held=(row.state,)):
+                return None  # it went on in the meantime: whoever asked looks again
+            audit.append(connection, entry, now_ms)
             return journal.is_wanted(connection, row.root)
 
         wanted = await parts.database.transact(write)
+        if wanted is None:
+            return
         if row.direction == "in":
             await parts.in_thread(lambda: parts.spool.drop_incoming(row.transfer_id))
         elif not wanted:

@@ -40,11 +40,13 @@ def generalized(obligations: Obligations, columns: Sequence[Column]) -> dict[str
     """
     grids: dict[str, float] = {}
     for column in columns:
-        for path, grid in obligations.generalize.items():
-            if column.name == path or column.name.startswith(f"{path}."):
-                if column.name != path or column.type not in _NUMBERS:
-                    raise PolicyDenied(f"the field {path!r} is to be rounded, but {column.name!r} is no number")
-                grids[path] = grid
+        parts = column.name.split(".")
+        for path in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
+            if path not in obligations.generalize:
+                continue
+            if column.name != path or column.type not in _NUMBERS:
+                raise PolicyDenied(f"the field {path!r} is to be rounded, but {column.name!r} is no number")
+            grids[path] = obligations.generalize[path]
     return grids
 
 

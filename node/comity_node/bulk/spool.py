@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from comity.errors import StorageError, StorageFull
+from comity.errors import ConfigError, StorageError, StorageFull, TransferFailed
 from comity.merkle import leaf_hash, root_of
 from comity_node.protocol.bulk import LEAF_BYTES
 from comity_node.protocol.bulk_manifest import Geometry
@@ -100,12 +100,16 @@ class Spool:
         """Open a file to be sent; returns its descriptor and the leaves. The caller closes the descriptor.
 
         Raises:
-            StorageError: it is not there, or not as it was.
+            TransferFailed: it is not there any more.
+            StorageError: it cannot be read, or is not as it was.
         """
         path = self._path("out", root, ".arrow")
         with _disk(f"cannot read {path}"):
-            leaves = self._path("out", root, ".leaves").read_bytes()
-            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+            try:
+                leaves = self._path("out", root, ".leaves").read_bytes()
+                descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+            except FileNotFoundError as error:
+                raise TransferFailed("the spooled file is gone; send the table again") from error
         if os.fstat(descriptor).st_size != geometry.length or root_of(split_leaves(leaves)) != root:
             os.close(descriptor)
             raise StorageError(f"{path} is not the file that was spooled; send the table again")
@@ -170,6 +174,32 @@ class Spool:
         path = self._path("inbox", transfer_id, ".arrow")
         with _disk(f"cannot read {path}"):
             return os.open(path, os.O_RDONLY | _FLAGS)
+
+    def read_at(self, descriptor: int, size: int, offset: int) -> bytes:
+        """Return bytes of a file that is open, fewer only at its end."""
+        with _disk(f"cannot read from {self.home}"):
+            return os.pread(descriptor, size, offset)
+
+    def find_received(self, path: Path) -> bytes | None:
+        """Return which transfer's table in the inbox `path` leads to, over links of any sort; None if it leads to none.
+
+        Raises:
+            ConfigError: it leads to another file of the spool, or cannot be looked at.
+        """
+        try:
+            found, home, real = path.stat(), self.home.resolve(), path.resolve()
+            inbox = [real] if real.parent == home / "inbox" else []
+            if not inbox and found.st_nlink > 1:
+                inbox = [each for each in (home / "inbox").iterdir() if os.path.samestat(each.lstat(), found)]
+        except (FileNotFoundError, ValueError):  # ValueError: a name with a zero byte
+            return None
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
+        if inbox:
+            return bytes.fromhex(inbox[0].stem)
+        if real.is_relative_to(home):
+            raise ConfigError("is a file of the node's spool, and no table to send", file=str(path))
+        return None
 
     def forget_part(self, transfer_id: bytes) -> None:
         """Delete what is left in `in` of a transfer whose file is in the inbox and journaled."""

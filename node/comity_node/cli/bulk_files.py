@@ -53,12 +53,17 @@ def write(path: Path, pieces: Iterator[bytes]) -> int:
     import pyarrow as pa
     import pyarrow.ipc
 
-    reader = pa.ipc.open_stream(pa.PythonFile(Pieces(pieces), mode="r"))
     rows = 0
-    with replacing(path) as scratch, _writer(path.suffix.lower(), scratch, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += batch.num_rows
+    try:
+        reader = pa.ipc.open_stream(pa.PythonFile(Pieces(pieces), mode="r"))
+        with replacing(path) as scratch, _writer(path.suffix.lower(), scratch, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+    except pa.ArrowException as error:  # bytes that are no text in a CSV file, above all
+        raise ConfigError(
+            f"cannot be written ({str(error)[:200]}); .parquet and .arrow hold every column", file=str(path)
+        ) from error
     return rows
 
 

@@ -19,6 +19,7 @@ from comity_node.links.tunnels import TUNNEL_WINDOWS, InboundTunnel, TunnelHandl
 from comity_node.protocol.session import Session
 from comity_node.protocol.session_states import Role, Service
 from comity_node.transport.base import ByteStream, Priority, Transport
+from comity_node.transport.budget import BudgetLimits, Budgets
 
 _log = logging.getLogger("comity.links")
 #: A peer that reconnects may have an old stream that has not been noticed to be dead.
@@ -35,6 +36,10 @@ class Doors:
         self.on_tunnel: TunnelHandler | None = None
         self._transport, self._greeter, self._limits = transport, greeter, limits
         self._table, self._handlers = table, handlers
+        # Of what the peers' calls hold. A peer may hold what its organization may: its pools have limits of their own.
+        self._budgets = Budgets(
+            BudgetLimits(limits.max_all_bytes, limits.max_organization_bytes, limits.max_organization_bytes)
+        )
         self._inbound: dict[tuple[str, Priority], list[InboundLink]] = {}
         self._nursery: trio.Nursery | None = None
         self._draining = False
@@ -68,7 +73,7 @@ class Doors:
         windows = {Priority.CONTROL: self._limits.control, Priority.WORK: self._limits.work}
         try:
             greeting, peer = await self._greet(channel, windows)
-            pool = self._pool(peer, greeting.priority)
+            pool = self._pool(peer, greeting)
         except ComityError as error:
             _log.debug("a stream of %s was refused: %s", stream.remote_peer, error)
             await channel.say_goodbye()
@@ -153,14 +158,16 @@ class Doors:
             raise Busy("the node is shutting down")
         self._table.give_place(greeting)
 
-    def _pool(self, peer: Peer, priority: Priority) -> HandlerPool:
+    def _pool(self, peer: Peer, greeting: Greeting) -> HandlerPool:
         """What works on the calls of a peer, over all its streams of a class."""
+        priority = greeting.priority
         if self._nursery is None:
             raise LinkClosed("the node is stopping")
         if priority not in peer.pools:
             control = priority is Priority.CONTROL
             size = self._limits.max_control_handlers if control else self._limits.max_handlers
-            peer.pools[priority] = HandlerPool(peer.activity, self._nursery, size=size)
+            budget = self._budgets.of(peer.peer_id, greeting.attested.organization)
+            peer.pools[priority] = HandlerPool(peer.activity, self._nursery, budget, size=size)
         return peer.pools[priority]
 
     def _channel(self, stream: ByteStream, service: Service) -> Channel:

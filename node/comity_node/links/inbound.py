@@ -200,12 +200,15 @@ class InboundLink:
             self._pool.take(call)
 
     def _no_room_for(self, event: CallReceived) -> str:
+        """Why a call is not taken; "" if it is, and then it is charged."""
         if self._draining:
             return "the node is shutting down"
         if self._pool.bytes and self._pool.bytes + len(event.payload) > self._limits.max_handler_bytes:
             return f"calls of yours of {self._pool.bytes} bytes are being worked on"
         if isinstance(event, StreamAsked) and self._session.streams > self._limits.session.max_streams:
             return f"{self._session.streams - 1} streams of yours are open"
+        if not self._pool.budget.take(len(event.payload)):
+            return "calls of nodes of your organization, or of all, are being worked on"
         return ""
 
     def _end(self, call: Served, answer: bytes | ComityError) -> None:

@@ -35,6 +35,8 @@ class LinkLimits:
         max_control_handlers: the same of CONTROL.
         max_handler_bytes: payloads of the calls of one peer and class that wait or are worked on, over all its
             streams; then it is told to come back.
+        max_organization_bytes: the same of all nodes of one organization, and both classes.
+        max_all_bytes: the same of all peers.
         retry_after_ms: when to come back.
         max_waiting: our calls to one peer, of one class, that wait until it takes more; one more is told `Busy`.
         stream_items: items of a stream that may be on their way or unread.
@@ -59,6 +61,8 @@ class LinkLimits:
     max_handlers: int = 128
     max_control_handlers: int = 32
     max_handler_bytes: int = 32 * 1024 * 1024
+    max_organization_bytes: int = 128 * 1024 * 1024
+    max_all_bytes: int = 512 * 1024 * 1024
     retry_after_ms: int = 250
     max_waiting: int = 1024
     stream_items: int = 64

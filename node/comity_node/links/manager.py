@@ -11,7 +11,7 @@ import trio
 
 from comity.errors import Busy, ConfigError, PeerNotAttested, PeerUnreachable
 from comity.signing import peer_id_to_bytes
-from comity.trust import NodeIdentity, TrustStore
+from comity.trust import Attested, NodeIdentity, TrustStore
 from comity_node.links.activity import Changes
 from comity_node.links.channel import Channel
 from comity_node.links.doors import Doors
@@ -172,6 +172,14 @@ class Links:
         """The state of one link, or None for a peer that is not known."""
         link = self._table.get(peer_id)
         return self._state(link) if link else None
+
+    def member(self, organization: str) -> Attested | None:
+        """A node of an organization to which the link is up; None if there is none."""
+        for link in self._table:
+            peer = link.peer
+            if peer.phase == "connected" and peer.attested is not None and peer.attested.organization == organization:
+                return peer.attested
+        return None
 
     async def wait_for(self, peer_id: str, timeout_s: float) -> LinkState:
         """Wait until the link to a peer is up.

@@ -14,6 +14,7 @@ import trio
 from outcome import Value
 
 from comity_node.links.activity import Activity
+from comity_node.transport.budget import Budget
 
 #: Calls that one task works on before others of the node get their turn.
 _TURN = 64
@@ -39,12 +40,13 @@ class Job(ABC):
 class HandlerPool:
     """Works on the calls of one peer and class, over however many streams they come."""
 
-    def __init__(self, activity: Activity, nursery: trio.Nursery, *, size: int) -> None:
+    def __init__(self, activity: Activity, nursery: trio.Nursery, budget: Budget, *, size: int) -> None:
         """Make a pool.
 
         Args:
             activity: counts calls that wait or are worked on.
             nursery: where the tasks live: a call that was begun is finished even if its stream goes away.
+            budget: what the payloads are charged to; whoever calls `take` has charged them, the pool gives them back.
             size: calls that are worked on at once.
         """
         #: Payloads of the calls that wait or are worked on.
@@ -53,6 +55,7 @@ class HandlerPool:
         self.serving = 0
         #: Streams on which they come. Without any, no task waits for more.
         self.streams = 0
+        self.budget = budget
         self._activity, self._nursery, self._size = activity, nursery, size
         self._line: OrderedDict[Job, None] = OrderedDict()
         self._idle: list[trio.lowlevel.Task] = []
@@ -174,5 +177,6 @@ class HandlerPool:
 
     def _done(self, job: Job) -> None:
         self.bytes -= job.size
+        self.budget.give(job.size)
         self.serving -= 1
         self._activity.end()

@@ -333,8 +333,8 @@ class Sender:
         if kind == Frame.RECEIPT:
             return Receipted(bytes(payload))
         refusal = _decode(BulkRefusal(), payload)
-        rules = tuple(rule[:_MAX_RULE] for rule in refusal.rules[:_MAX_RULES])
-        return Declined(refusal.code[:_MAX_CODE], refusal.reason[:_MAX_TEXT], rules, refusal.retry_after_ms)
+        rules = tuple(_clip(rule, _MAX_RULE) for rule in refusal.rules[:_MAX_RULES])
+        return Declined(_clip(refusal.code, _MAX_CODE), _clip(refusal.reason, _MAX_TEXT), rules, refusal.retry_after_ms)
 
     def _granted(self, answer: BulkAnswer) -> Granted:
         if answer.next_chunk > self._geometry.chunks:
@@ -387,4 +387,9 @@ def _abort(side: Receiver | Sender, code: str, reason: str) -> bytes:
 def _aborted(side: Receiver | Sender, payload: bytearray) -> Aborted:
     side.state = State.ENDED
     abort = _decode(BulkAbort(), payload)
-    return Aborted(abort.code[:_MAX_CODE], abort.reason[:_MAX_TEXT])
+    return Aborted(_clip(abort.code, _MAX_CODE), _clip(abort.reason, _MAX_TEXT))
+
+
+def _clip(text: str, most: int) -> str:
+    """Return a peer's words, cut to what journals, logs and terminals can use, and on one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:most])

@@ -175,7 +175,10 @@ def _faults(it: BulkManifest) -> list[tuple[str, bool]]:
             f"the stream has not 1 to {MAX_CHUNKS} chunks",
             not (chunk_ok and 0 < it.bytes <= MAX_CHUNKS * it.chunk_bytes),
         ),
-        (f"over {_MAX_PATHS} fields are redacted or generalized", _paths(it.obligations) > _MAX_PATHS),
+        (
+            f"over {_MAX_PATHS} fields are redacted or generalized, or one has no name of 1 to {MAX_NAME} characters",
+            not _paths_fit(it.obligations),
+        ),
         (
             "it does not last from 1 ms to 30 days",
             not (0 < it.issued_ms <= _MAX_TIME_MS and 0 < it.expires_ms - it.issued_ms <= MAX_LIFETIME_MS),
@@ -200,14 +203,17 @@ def _is_name(text: str) -> bool:
 
 
 def _columns_fit(fields: Sequence[BulkField]) -> bool:
+    if not 1 <= len(fields) <= MAX_FIELDS:
+        return False
     names = {field.name for field in fields}
     return (
-        1 <= len(fields) <= MAX_FIELDS
-        and len(names) == len(fields)
+        len(names) == len(fields)
         and all(0 < len(name) <= MAX_NAME and all(name.split(".")) for name in names)
         and all(field.type in TYPES for field in fields)
     )
 
 
-def _paths(obligations: Obligations) -> int:
-    return len(obligations.redact) + len(obligations.generalize)
+def _paths_fit(obligations: Obligations) -> bool:
+    """Whether the paths are few and short: taking one apart costs the square of its length."""
+    paths = [*obligations.redact, *obligations.generalize]
+    return len(paths) <= _MAX_PATHS and all(0 < len(path) <= MAX_NAME for path in paths)

@@ -25,7 +25,7 @@ from comity.errors import (
 from comity.trust import Attested
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
-from comity_node.runtime.pace import Pace
+from comity_node.runtime.pace import Pace, PaceLimits
 from comity_node.transport.base import Priority
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ _MAX_REASON = 512
 _MAX_CODE = 64
 _MAX_RULE = 128
 _MAX_RULES = 16
+#: Lines of the log about refused messages of one organization: it can send without end what is refused.
+_LOG_PACE = PaceLimits(per_second=1.0, burst=20)
 
 #: Takes (who sent it, the body) and returns the receipt.
 Handler = Callable[[Attested, bytes], Awaitable[Receipt]]
@@ -73,6 +75,7 @@ class Messenger:
         self._gate = gate
         self._peers = peers
         self._pace = pace or Pace()
+        self._log_pace = Pace(_LOG_PACE)
         self._handlers: dict[str, Handler] = {}
         self._counts: Counter[str] = Counter()
 
@@ -142,7 +145,7 @@ class Messenger:
             message = await self._gate.open(attested, payload, self._handlers)
         except ComityError as error:
             self._counts[f"refused.{error.code}"] += 1
-            log.warning("refused a message of %s unread: %s", attested.organization, error)
+            self._warn(attested, "refused a message of %s unread: %s", attested.organization, error)
             raise
         self._counts[f"received.{message.kind}"] += 1
         if retry_after_ms := self._pace.take(attested.organization, self._gate.now_ms()):
@@ -160,6 +163,11 @@ class Messenger:
             in_reply_to=message.header.id,
         )
 
+    def _warn(self, attested: Attested, text: str, *values: object) -> None:
+        """Write a line about a refused message, unless this organization has had its share: the counters have all."""
+        if not self._log_pace.take(attested.organization, self._gate.now_ms()):
+            log.warning(text, *values)
+
     async def _handle(self, attested: Attested, kind: str, body: bytes) -> Receipt:
         try:
             return await self._handlers[kind](attested, body)
@@ -172,10 +180,10 @@ class Messenger:
             return Receipt(status=Receipt.STATUS_BUSY, code=error.code, reason="cannot store it", retry_after_ms=5_000)
         except ComityError as error:
             rules = error.rules if isinstance(error, PolicyDenied) else ()
-            log.warning("refused a %s of %s: %s", kind, attested.organization, error)
+            self._warn(attested, "refused a %s of %s: %s", kind, attested.organization, error)
             return Receipt(status=Receipt.STATUS_REFUSED, code=error.code, reason=str(error), rules=rules)
         except DecodeError:
-            log.warning("refused a %s of %s: it does not parse", kind, attested.organization)
+            self._warn(attested, "refused a %s of %s: it does not parse", kind, attested.organization)
             return Receipt(
                 status=Receipt.STATUS_REFUSED, code=EnvelopeMalformed.code, reason=f"the {kind} does not parse"
             )

@@ -57,7 +57,7 @@ _PAGE: Final = 1000
 #: Statements that insert so many rows at once, the largest first.
 _INSERTS: Final = [
     (count, "INSERT INTO audit_entries (position, entry, hash) VALUES " + ", ".join(["(?, ?, ?)"] * count))
-    for count in (64, 8, 1)
+    for count in (128, 64, 32, 16, 8, 4, 2, 1)
 ]
 
 

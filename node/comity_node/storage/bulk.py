@@ -74,7 +74,8 @@ class Usage:
 
 
 _COLUMNS: Final = ", ".join(BulkRow.__slots__)
-_HELD: Final = "state IN ('open', 'done')"
+#: The same without the envelopes: many rows are listed at once, and a peer's manifest may have half a megabyte.
+_LISTED: Final = ", ".join("x''" if name in ("manifest", "receipt") else name for name in BulkRow.__slots__)
 
 
 def put_bulk(connection: sqlite3.Connection, row: BulkRow) -> bool:
@@ -107,9 +108,9 @@ def list_bulk(
     state: str | None = None,
     limit: int = _MAX_PAGE,
 ) -> list[BulkRow]:
-    """Return transfers, the newest first, at most `limit` (up to 1000); None fits all."""
+    """Return transfers without their envelopes, the newest first, at most `limit` (up to 1000); None fits all."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM bulk WHERE direction = coalesce(?, direction) AND state = coalesce(?, state)"
+        f"SELECT {_LISTED} FROM bulk WHERE direction = coalesce(?, direction) AND state = coalesce(?, state)"
         " ORDER BY created_ms DESC, transfer_id LIMIT ?",
         (direction, state, max(1, min(limit, _MAX_PAGE))),
     )
@@ -127,6 +128,20 @@ def bulk_files(connection: sqlite3.Connection) -> tuple[set[bytes], set[bytes], 
         some("transfer_id", "direction = 'in' AND state = 'open'"),
         some("transfer_id", "direction = 'in' AND state = 'done'"),
     )
+
+
+def received_manifests(connection: sqlite3.Connection, root: bytes) -> list[bytes]:
+    """Return the manifests of the received tables of this root, unless it was sent from here before one of them came.
+
+    At most 100: one is enough to say no.
+    """
+    rows = connection.execute(
+        "SELECT manifest FROM bulk AS came WHERE root = ? AND direction = 'in' AND state = 'done' AND NOT EXISTS"
+        " (SELECT 1 FROM bulk AS sent WHERE sent.root = came.root AND sent.direction = 'out'"
+        " AND sent.created_ms <= came.created_ms) LIMIT 100",
+        (root,),
+    )
+    return [bytes(manifest) for (manifest,) in rows]
 
 
 def is_wanted(connection: sqlite3.Connection, root: bytes) -> bool:
@@ -188,14 +203,17 @@ def end_bulk(
     state: Literal["failed", "deleted"],
     reason: str,
     now_ms: int,
+    *,
+    held: tuple[str, ...] = ("open", "done"),
 ) -> bool:
-    """Note that a transfer came to nothing, or that its file goes; False if it had ended so before.
+    """Note that a transfer came to nothing, or that its file goes; False if it is in none of the states `held`.
 
     The manifest is dropped, and of one organization's ended transfers the last 1000 are remembered.
     """
     cursor = connection.execute(
-        f"UPDATE bulk SET state = ?, reason = ?, updated_ms = ?, manifest = x'' WHERE transfer_id = ? AND {_HELD}",
-        (state, reason[:_MAX_REASON], now_ms, transfer_id),
+        "UPDATE bulk SET state = ?, reason = ?, updated_ms = ?, manifest = x'' WHERE transfer_id = ?"
+        f" AND state IN ({', '.join('?' * len(held))})",
+        (state, reason[:_MAX_REASON], now_ms, transfer_id, *held),
     )
     connection.execute(
         "DELETE FROM bulk WHERE transfer_id IN (SELECT transfer_id FROM bulk WHERE state IN ('failed', 'deleted')"
@@ -207,9 +225,12 @@ def end_bulk(
 
 
 def overdue(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[BulkRow]:
-    """Return transfers whose files must go: open ones that have expired, received ones whose retention is over."""
+    """Return transfers whose files must go, without their envelopes.
+
+    They are open ones that have expired, and received ones whose retention is over.
+    """
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM bulk WHERE (state = 'open' AND expires_ms <= ?)"
+        f"SELECT {_LISTED} FROM bulk WHERE (state = 'open' AND expires_ms <= ?)"
         " OR (state = 'done' AND direction = 'in' AND retain_until_ms <= ?) LIMIT ?",
         (now_ms, now_ms, min(limit, _MAX_PAGE)),
     )

@@ -15,38 +15,23 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import trio
 
 from comity.errors import StorageError
 from comity_node.storage.connections import connect_readonly, connect_writer, create, lock, storage_error
+from comity_node.storage.offload import Offload, in_thread, inline
+
+__all__ = ["Database", "Offload", "in_thread", "inline", "open_database"]
 
 T = TypeVar("T")
 
 _QUEUE_LIMIT: Final = 256
 _READERS: Final = 4
-
-
-class Offload(Protocol):
-    """Runs something that blocks without blocking the loop."""
-
-    def __call__(self, work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> Awaitable[T]:
-        """Run `work` and return what it returns."""
-
-
-async def in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> T:
-    """Run `work` in a thread of trio's pool: what a node does."""
-    return await trio.to_thread.run_sync(work, limiter=limiter)
-
-
-async def inline(work: Callable[[], T], limiter: trio.CapacityLimiter, /) -> T:
-    """Run `work` on the loop: for tests under a virtual clock, which would jump while a thread works."""
-    await trio.lowlevel.checkpoint()
-    return work()
 
 
 class _Job(Generic[T]):
@@ -73,7 +58,6 @@ class Database:
         self._queue: deque[_Job[Any]] = deque()
         self._places = trio.Semaphore(queue_limit, max_value=queue_limit)
         self._work = trio.Event()
-        self._writer_limit = trio.CapacityLimiter(1)
         self._reader_limit = trio.CapacityLimiter(_READERS)
         self._readers: list[sqlite3.Connection] = []
         self._readers_guard = threading.Lock()
@@ -182,7 +166,7 @@ class Database:
             with trio.CancelScope(shield=True):
                 while self._queue:
                     await self._commit_queued()
-                await self._offload(self._close_files, self._writer_limit)
+                await self._offload(self._close_files, None)
 
     @property
     def queued(self) -> int:
@@ -211,35 +195,62 @@ class Database:
         self._queue.clear()
         for _ in batch:
             self._places.release()
+        waiting = [job.task for job in batch]
+
+        def wake() -> None:
+            while waiting:
+                trio.lowlevel.reschedule(waiting.pop())
+
         try:
             with trio.CancelScope(shield=True):
-                await self._offload(lambda: self._commit(batch), self._writer_limit)
+                await self._offload(lambda: self._commit_or_fail(batch), None, wake)
+        finally:
+            if waiting:  # no thread could be started
+                _fail(batch, StorageError(f"{self.path.name}: the writer stopped"))
+                wake()
+
+    def _commit_or_fail(self, batch: list[_Job[Any]]) -> None:
+        try:
+            self._commit(batch)
         except BaseException:
             _fail(batch, StorageError(f"{self.path.name}: the writer stopped"))
             raise
-        finally:
-            for job in batch:
-                trio.lowlevel.reschedule(job.task)
 
     def _commit(self, batch: list[_Job[Any]]) -> None:
-        """Run `batch` in one transaction. Each job then has a result or an error."""
+        """Run `batch` in one transaction. Each job then has a result or an error.
+
+        Statements are few on purpose: around each one the interpreter's lock is given away and waited for again.
+        """
         try:
             self._writer.execute("BEGIN IMMEDIATE")
+            alone = len(batch) == 1
+            run = self._run_alone if alone else self._run_beside_others
             for job in batch:
-                self._run_job(job)
+                run(job)
                 if not self._writer.in_transaction:
                     # SQLite ends the whole transaction itself on some errors, a full disk among them.
                     lost = StorageError(f"{self.path.name}: the writer's transaction was ended by a callable")
                     return _fail(batch, job.error if isinstance(job.error, StorageError) else lost)
-            self._writer.execute("COMMIT")
+            if not alone or batch[0].error is None:
+                self._writer.execute("COMMIT")
         except sqlite3.Error as error:
             _fail(batch, storage_error(error, self.path.name))
         finally:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
 
-    def _run_job(self, job: _Job[Any]) -> None:
+    def _run_beside_others(self, job: _Job[Any]) -> None:
+        """Run a job in a savepoint: if it raises, it is rolled back alone."""
         self._writer.execute("SAVEPOINT job")
+        self._run_alone(job)
+        if not self._writer.in_transaction:
+            return
+        if job.error is not None:
+            self._writer.execute("ROLLBACK TO job")
+        self._writer.execute("RELEASE job")
+
+    def _run_alone(self, job: _Job[Any]) -> None:
+        """Run a job in what is already a transaction of its own: if it raises, that is rolled back."""
         try:
             job.result = job.function(self._writer)
         except sqlite3.Error as error:
@@ -247,11 +258,6 @@ class Database:
             job.error.__cause__ = error
         except Exception as error:  # noqa: BLE001  (whatever it is, it is raised to the job's caller)
             job.error = error
-        if not self._writer.in_transaction:
-            return
-        if job.error is not None:
-            self._writer.execute("ROLLBACK TO job")
-        self._writer.execute("RELEASE job")
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         reader = self._take_reader()

@@ -236,8 +236,12 @@ class ProposedStream:
     async def aclose(self) -> None:
         """See `ByteStream.aclose`; waits for the answer for ten seconds at most."""
         if self._opener.chosen is None:
-            with trio.move_on_after(_ANSWER_S), contextlib.suppress(LinkError, ProtocolError):  # it is closed, then
-                await self.confirmed()
+            try:
+                with trio.move_on_after(_ANSWER_S), contextlib.suppress(LinkError, ProtocolError):  # it is closed, then
+                    await self.confirmed()
+            except trio.Cancelled:
+                self._stream.reset()
+                raise
         await self._stream.aclose()
 
     def reset(self) -> None:

@@ -46,10 +46,8 @@ class SocketRaw:
     """A `RawStream` over a connected TCP socket, with Nagle's algorithm off."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        """Take over `stream`."""
+        """Take over `stream`: trio has switched the algorithm off, and let it be where a socket was reset already."""
         self._stream = stream
-        if stream.socket.family in (socket.AF_INET, socket.AF_INET6):
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._address = _address_of(stream)
 
     @property
