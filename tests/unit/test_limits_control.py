@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,63 +23,78 @@ from comity_node.control.workers import WorkerPool
 pytestmark = pytest.mark.invariant("S7")
 
 
-def serving(limits: ServerLimits, use: Any, tmp: Any) -> int:
-    """Let `use(stub)` call a server whose `get_status` never answers; return how many calls reached it."""
-    reached = 0
+class Node:
+    """A server whose `get_status` never answers, and how many calls have reached it."""
 
-    async def never(_: object) -> None:
-        nonlocal reached
-        reached += 1
+    def __init__(self) -> None:
+        self.arrived = threading.Semaphore(0)
+        self.reached = 0
+
+    async def get_status(self, _: object) -> None:
+        self.reached += 1
+        self.arrived.release()
         await trio.sleep_forever()
 
+    def wait_for(self, calls: int) -> None:
+        for _ in range(calls):
+            assert self.arrived.acquire(timeout=20)
+
+
+def serving(limits: ServerLimits, use: Callable[[Node, Any], None], directory: Path) -> None:
+    """Let `use(node, stub)` call the server."""
+
     async def main() -> None:
-        handlers: Any = SimpleNamespace(get_status=never)
+        node: Any = Node()
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                server = ControlServer(f"unix:{tmp}/s", handlers, WorkerPool("mercy.example"), limits=limits)
+                server = ControlServer(f"unix:{directory}/s", node, WorkerPool("mercy.example"), limits=limits)
                 address = await nursery.start(server.run)
 
                 def call() -> None:
                     with grpc.insecure_channel(address) as channel:
-                        use(pb_grpc.ControlServiceStub(channel))
+                        use(node, pb_grpc.ControlServiceStub(channel))
 
                 await trio.to_thread.run_sync(call)
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
-    return reached
 
 
-def status_of(call: Any) -> grpc.StatusCode:
-    code: grpc.StatusCode = call.code()
-    return code
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="comity-") as made:  # pytest's own are too long for a socket
+        yield Path(made)
 
 
-def test_calls_of_all_connections_are_bounded(tmp_path: Any) -> None:
-    def use(stub: Any) -> None:
-        calls = [stub.GetStatus.future(pb.GetStatusRequest(), timeout=20) for _ in range(5)]
-        refused = [call for call in calls[2:] if status_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED]
-        assert len(refused) == 3
-        for call in calls:
-            call.cancel()
+def test_calls_of_all_connections_are_bounded(directory: Path) -> None:
+    def use(node: Node, stub: Any) -> None:
+        held = [stub.GetStatus.future(pb.GetStatusRequest()) for _ in range(2)]
+        node.wait_for(2)
+        refused = [stub.GetStatus.future(pb.GetStatusRequest(), timeout=20) for _ in range(3)]
+        assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert not any(call.done() for call in held)
 
-    assert serving(ServerLimits(max_calls=2, drain_s=0), use, tmp_path) == 2
-
-
-def test_calls_of_one_connection_are_bounded(tmp_path: Any) -> None:
-    def use(stub: Any) -> None:
-        calls = [stub.GetStatus.future(pb.GetStatusRequest(), timeout=2) for _ in range(6)]
-        assert {status_of(call) for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-
-    assert serving(ServerLimits(max_streams=2, drain_s=0), use, tmp_path) == 2
+    serving(ServerLimits(max_calls=2, drain_s=0), use, directory)
 
 
-def test_a_call_without_a_deadline_has_one(tmp_path: Any) -> None:
-    def use(stub: Any) -> None:
-        call = stub.GetStatus.future(pb.GetStatusRequest())
-        assert status_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+def test_calls_of_one_connection_are_bounded(directory: Path) -> None:
+    def use(node: Node, stub: Any) -> None:
+        held = [stub.GetStatus.future(pb.GetStatusRequest()) for _ in range(2)]
+        node.wait_for(2)
+        waits = stub.GetStatus.future(pb.GetStatusRequest(), timeout=0.5)
+        assert waits.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert node.reached == 2
+        assert not any(call.done() for call in held)
 
-    assert serving(ServerLimits(call_s=0.2, drain_s=0), use, tmp_path) == 1
+    serving(ServerLimits(max_streams=2, drain_s=0), use, directory)
+
+
+def test_a_call_without_a_deadline_has_one(directory: Path) -> None:
+    def use(node: Node, stub: Any) -> None:
+        assert stub.GetStatus.future(pb.GetStatusRequest()).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert node.reached == 1
+
+    serving(ServerLimits(call_s=0.2, drain_s=0), use, directory)
 
 
 def test_a_thread_that_does_not_end_is_left_behind() -> None:

@@ -203,7 +203,7 @@ async def breaks(attack: bytes, match: str) -> None:
         nursery.start_soon(connection.run, lambda stream: None)
         ours = connection.open()
         await ends[1].write(attack)
-        with pytest.raises(LinkClosed, match=match):
+        with trio.fail_after(60), pytest.raises(LinkClosed, match=match):
             await ours.receive()
         await connection.closed.wait()
         assert not connection.is_usable

@@ -329,13 +329,28 @@ def test_a_large_answer_waits_for_its_reader() -> None:
 def test_an_idle_connection_is_ended() -> None:
     async def main() -> None:
         async with world() as it:
-            await it.start()
+            await it.start(limits=TunnelLimits(exit_idle_s=50))
             stream = await (await it.member("a")).open_stream("server", (), PROTOCOL)
             await stream.send(register()[:20])
             started = trio.current_time()
             with pytest.raises(Exception, match="reset"):
                 await stream.receive()
-            assert trio.current_time() - started == pytest.approx(TunnelLimits().exit_idle_s)
+            assert trio.current_time() - started == pytest.approx(50)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.2))
+
+
+def test_an_idle_connection_is_ended_by_its_entry_first() -> None:
+    async def main() -> None:
+        async with world() as it:
+            await it.start()
+            stream = await trio.open_tcp_stream("127.0.0.1", await it.entry("a", limits=TunnelLimits(entry_idle_s=40)))
+            await stream.send_all(register()[:20])
+            started = trio.current_time()
+            with suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+            assert trio.current_time() - started == pytest.approx(40)
+            await stream.aclose()
 
     trio.run(main, clock=MockClock(autojump_threshold=0.2))
 
@@ -348,10 +363,12 @@ def test_an_answer_that_does_not_come_is_given_up() -> None:
     async def main() -> None:
         async with world() as it:
             it.reply = never
-            await it.start()
+            await it.start(limits=TunnelLimits(answer_s=30))
             stream = await (await it.member("a")).open_stream("server", (), PROTOCOL)
             await stream.send(register())
+            started = trio.current_time()
             assert status(await stream.receive()) == 503
+            assert trio.current_time() - started == pytest.approx(30)
 
     trio.run(main, clock=MockClock(autojump_threshold=0.2))
 
