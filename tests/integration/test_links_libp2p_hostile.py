@@ -393,3 +393,41 @@ def test_stock_libp2p_and_ours_understand_each_other() -> None:
         await host.close()
 
     trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+def test_a_mistake_of_ours_that_a_peer_can_reach_stops_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a handler, and in a handshake: said in the log with its traceback, and the next peer is served."""
+
+    async def main() -> None:
+        async with echo_node() as (target, nursery):
+
+            async def broken(stream: ByteStream) -> None:
+                raise ZeroDivisionError("in a handler")
+
+            target.serve("/broken/1", broken, strangers=True)
+            client = Libp2pTransport(PrivateKey.generate(), [])
+            await nursery.start(client.run)
+            for _ in range(3):
+                stream = await client.open_stream(target.peer_id, target.addresses(), "/broken/1")
+                with pytest.raises(LinkClosed):
+                    await stream.receive()
+            await echoes(target, nursery)
+
+            async def broken_handshake(*_: object, **__: object) -> None:
+                raise ZeroDivisionError("in a handshake")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(target, "_secure", broken_handshake)
+                async with await dial(target) as stranger:
+                    try:
+                        assert await stranger.receive_some() == b""
+                    except trio.BrokenResourceError:
+                        pass  # reset
+            await echoes(target, nursery)
+
+    trio.run(main)
+    said = [record for record in caplog.records if "mistake of ours" in record.getMessage()]
+    assert [record.exc_info is not None for record in said if record.levelname == "ERROR"] == [True]

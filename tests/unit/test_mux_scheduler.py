@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from comity_node.transport.base import Priority
 from comity_node.transport.budget import Budget
-from comity_node.transport.scheduler import MAX_PIECE, SMALL_PIECE, BatchSize, Scheduler
+from comity_node.transport.noise import CUT
+from comity_node.transport.scheduler import LONE_PIECE, MAX_PIECE, SMALL_PIECE, BatchSize, Scheduler
 from comity_node.transport.windows import ReceiveWindow, WindowBudget
+from comity_node.transport.yamux_frames import HEADER_BYTES
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -44,8 +46,15 @@ def test_bulk_sends_small_pieces_while_others_wait_and_large_ones_alone() -> Non
     scheduler = full(priorities)
     assert turns(scheduler, priorities, 2) == [(1, SMALL_PIECE), (3, SMALL_PIECE)]
     scheduler.remove(3, Priority.BULK)
-    assert turns(scheduler, priorities, 2) == [(1, MAX_PIECE)] * 2
+    assert turns(scheduler, priorities, 2) == [(1, LONE_PIECE)] * 2
     assert len(scheduler) == 1
+
+
+def test_pieces_fill_the_records_that_noise_makes_of_them() -> None:
+    assert MAX_PIECE + HEADER_BYTES == CUT
+    assert (LONE_PIECE + HEADER_BYTES) % CUT == 0
+    assert CUT % 128 == 0
+    assert LONE_PIECE + HEADER_BYTES <= BatchSize.LARGEST
 
 
 def test_an_empty_scheduler_has_no_next() -> None:

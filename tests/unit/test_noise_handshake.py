@@ -13,6 +13,7 @@ from comity_node.p2p.v1.noise_pb2 import NoisePayload
 from comity_node.transport.noise import (
     MAX_HANDSHAKE_MESSAGE,
     MAX_PLAINTEXT,
+    MAX_SEALED,
     Frames,
     NoiseHandshake,
     NoiseIdentity,
@@ -199,16 +200,16 @@ def sessions() -> tuple[NoiseSession, NoiseSession]:
     )
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_PLAINTEXT, MAX_PLAINTEXT + 1, 2 * MAX_PLAINTEXT, 300_000])
+@pytest.mark.parametrize("size", [0, 1, MAX_PLAINTEXT, MAX_PLAINTEXT + 1, 2 * MAX_PLAINTEXT, 300_000, 1_000_000])
 def test_what_is_sealed_is_written_in_bounded_pieces(size: int) -> None:
     sender, receiver = sessions()
     data = bytes(range(256)) * (size // 256 + 1)
     got = b""
     for piece in sender.seal(data[:size]):
-        assert len(piece) <= 2 * (MAX_PLAINTEXT + 18)
+        assert len(piece) <= MAX_SEALED
         receiver.feed(piece)
         while plain := receiver.take():
-            assert len(plain) <= 2 * MAX_PLAINTEXT
+            assert len(plain) < 256 * 1024 + MAX_PLAINTEXT
             got += plain
     assert got == data[:size]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -12,7 +11,7 @@ from comity.errors import ComityError, LinkClosed
 from comity_node.links.state import Counters
 from comity_node.protocol.session import Session
 from comity_node.protocol.session_events import Event
-from comity_node.transport.base import ByteStream
+from comity_node.transport.base import ByteStream, SendsAtOnce
 
 _READ_BYTES = 128 * 1024
 _FAREWELL_S = 1.0
@@ -20,15 +19,6 @@ _FAREWELL_S = 1.0
 _AT_ONCE = 32 * 1024
 
 Task = Callable[[], Awaitable[None]]
-
-
-@runtime_checkable
-class _SendsAtOnce(Protocol):
-    """A stream that can take bytes without waiting; one that cannot is written to by a task alone."""
-
-    def send_nowait(self, data: bytes) -> bool:
-        """Send all of `data` if there is room for it at once; else return False and send nothing."""
-        ...
 
 
 class Channel:
@@ -50,7 +40,7 @@ class Channel:
         self._counted = (0, 0)
         #: What the stream did not take at once.
         self._left_over = b""
-        self._hand_on = stream.send_nowait if isinstance(stream, _SendsAtOnce) else None
+        self._hand_on = stream.send_nowait if isinstance(stream, SendsAtOnce) else None
 
     @property
     def remote_peer(self) -> str:

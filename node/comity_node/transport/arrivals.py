@@ -10,7 +10,7 @@ import trio
 from comity_node.transport.limits import Libp2pLimits
 from comity_node.transport.pace import FairPace, Pace, source_of
 from comity_node.transport.slots import FairSlots
-from comity_node.transport.wire import RawStream
+from comity_node.transport.wire import RawStream, SendsAtOnce
 
 T = TypeVar("T")
 
@@ -90,6 +90,9 @@ class _Paced:
 
     async def send_all(self, data: bytes) -> None:
         await self._raw.send_all(data)
+
+    def send_some(self, data: bytes) -> int:
+        return self._raw.send_some(data) if isinstance(self._raw, SendsAtOnce) else 0
 
     async def aclose(self) -> None:
         await self._raw.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
 
@@ -105,6 +105,15 @@ class ByteStream(Protocol):
 
     def set_priority(self, priority: Priority) -> None:
         """Say how what this side sends is scheduled against other streams; WORK unless said otherwise."""
+        ...
+
+
+@runtime_checkable
+class SendsAtOnce(Protocol):
+    """What a `ByteStream` may be, besides: one that takes bytes without waiting."""
+
+    def send_nowait(self, data: bytes) -> bool:
+        """Send all of `data` if there is room for it at once; else return False and send nothing."""
         ...
 
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["Libp2pLimits", "Libp2pTransport"]
 
 _log = logging.getLogger("comity.transport")
+#: Between two tracebacks in the log.
+_REPORT_EVERY_S = 10.0
 
 
 class Libp2pTransport:
@@ -111,6 +113,7 @@ class Libp2pTransport:
         self._serving: dict[ByteStream, Connection] = {}
         self._dialling: dict[str, trio.Lock] = {}
         self._bound: list[Address] = []
+        self._reported_at = float("-inf")
         self._nursery: trio.Nursery | None = None
         #: The relays that this node uses, and its direct connections past them.
         self.reach = Reach(
@@ -244,6 +247,11 @@ class Libp2pTransport:
         except ComityError as error:
             _log.debug("an inbound connection failed: %s", error)
             return
+        except Exception:  # noqa: BLE001
+            # A bug that a stranger's bytes can reach must not stop the node for everybody else: reported here.
+            self._report("an inbound connection")
+            raw.abort()
+            return
         if mux is not None:
             await self._carry(_connection(mux, raw, inbound=True, relay=relay))
 
@@ -295,9 +303,21 @@ class Libp2pTransport:
             await served[protocol](stream)
         except (ComityError, trio.TooSlowError) as error:
             _log.debug("a stream of %s failed: %s", stream.remote_peer, error)
+        except Exception:  # noqa: BLE001
+            # A bug that a peer's bytes can reach must not stop the node for everybody else: reported here.
+            self._report(f"a stream of {stream.remote_peer}")
         finally:
             del self._serving[stream]
             stream.reset()  # no effect if the handler has closed it
+
+    def _report(self, what: str) -> None:
+        """Log the exception that is being handled; its traceback now and then: a peer can repeat what caused it."""
+        now = trio.current_time()
+        if now - self._reported_at >= _REPORT_EVERY_S:
+            self._reported_at = now
+            _log.exception("%s failed on a mistake of ours; please report it", what)
+        else:
+            _log.debug("%s failed on a mistake of ours again", what, exc_info=True)
 
     # Connections that we make.
 

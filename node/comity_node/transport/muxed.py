@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import trio
 
@@ -13,7 +11,7 @@ from comity.errors import ComityError, DeadlineExceeded, LinkClosed
 from comity_node.transport.base import Priority
 from comity_node.transport.budget import Budget
 from comity_node.transport.muxed_stream import MuxedStream
-from comity_node.transport.scheduler import BatchSize
+from comity_node.transport.muxed_writer import SecureChannel, Writer
 from comity_node.transport.yamux import (
     DataReceived,
     Event,
@@ -30,26 +28,8 @@ from comity_node.transport.yamux import (
 
 __all__ = ["KeepAlive", "MuxMetrics", "MuxedConnection", "MuxedStream", "SecureChannel"]
 
-#: A peer that takes nothing for so long is gone.
-_WRITE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 1.0
 _PEER_CLOSED = "the peer closed the connection"
-
-
-class SecureChannel(Protocol):
-    """An encrypted connection whose other end has proved its key."""
-
-    async def read(self) -> bytes:
-        """Return the next bytes; b"" when the peer has closed. Raises LinkClosed or ProtocolError."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Send all of `data`. Raises LinkClosed."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +73,13 @@ class MuxedConnection:
         self.closed = trio.Event()
         #: The protocol's state; for the streams of this connection.
         self.mux = Yamux(initiator=initiator, limits=limits, clock=trio.current_time, budget=budget)
-        #: Bytes of one stream that may wait before its sender waits, too.
+        #: Bytes of one stream that may wait before its sender waits, too (`may_send_on`).
         self.send_buffer = limits.send_buffer
         self._channel = channel
+        self._writer = Writer(channel, self.mux, self._on_drained)
         self._keep_alive = keep_alive
         self._on_stream: Callable[[MuxedStream], None] = MuxedStream.reset
         self._streams: dict[int, MuxedStream] = {}
-        self._work = trio.lowlevel.ParkingLot()
-        self._writer_waits = False
         self._fewer = trio.lowlevel.ParkingLot()
         self._answer = trio.lowlevel.ParkingLot()
         self._answers = 0
@@ -141,7 +120,7 @@ class MuxedConnection:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._guarded, self._read_loop)
-                    nursery.start_soon(self._guarded, self._write_loop)
+                    nursery.start_soon(self._guarded, self._writer.run)
                     if self._keep_alive is not None:
                         nursery.start_soon(self._guarded, self._keep_alive_loop)
         finally:
@@ -224,16 +203,26 @@ class MuxedConnection:
         if not self._closing:
             self._closing = True
             self._reason = self._reason or reason
-            self._work.unpark_all()
+            self._writer.close()
             self._scope.deadline = trio.current_time() + _CLOSE_TIMEOUT_S
 
     # From the streams.
 
+    def may_send_on(self, stream_id: int) -> bool:
+        """Whether a stream's sender need not wait: little waits of its stream, or of all less than goes at once."""
+        mux = self.mux
+        return mux.unsent(stream_id) <= self.send_buffer or mux.pending_bytes <= self._writer.batch.bytes
+
     def wake(self) -> None:
         """There may be something to send."""
-        if self._writer_waits and self.mux.has_data_to_send:
-            self._writer_waits = False
-            self._work.unpark_all()
+        self._writer.wake()
+
+    def flush(self) -> None:
+        """There is something to send, and nothing more comes soon."""
+        try:
+            self._writer.flush()
+        except LinkClosed as error:
+            self._break(error)
 
     def let_go(self, stream_id: int) -> None:
         """Nobody uses a stream any more."""
@@ -247,7 +236,11 @@ class MuxedConnection:
         try:
             await loop()
         except ComityError as error:
-            self._reason = self._reason or str(error)
+            self._break(error)
+        self._scope.cancel()
+
+    def _break(self, error: ComityError) -> None:
+        self._reason = self._reason or str(error)
         self._scope.cancel()
 
     async def _read_loop(self) -> None:
@@ -268,34 +261,10 @@ class MuxedConnection:
                 self._on_event(event)
         self.wake()
 
-    async def _write_loop(self) -> None:
-        with trio.CancelScope() as scope:
-            await self._write_until_closed(scope)
-        if scope.cancelled_caught:
-            raise LinkClosed(f"the peer has read nothing for {_WRITE_TIMEOUT_S:.0f} s")
-
-    async def _write_until_closed(self, scope: trio.CancelScope) -> None:
-        """Write what there is to send; the deadline of `scope` is how long one write may take."""
-        mux, batch = self.mux, BatchSize()
-        while True:
-            while not mux.has_data_to_send:
-                if self._closing and not mux.pending_bytes:
-                    mux.go_away()
-                    if not mux.has_data_to_send:
-                        return
-                else:
-                    scope.deadline = math.inf
-                    self._writer_waits = True
-                    await self._work.park()
-            began = trio.current_time()
-            scope.deadline = began + _WRITE_TIMEOUT_S
-            data = mux.data_to_send(batch.bytes)
-            for stream_id in mux.drained:
-                if stream := self._streams.get(stream_id):
-                    stream.on_room()
-            await self._channel.write(data)
-            batch.written(len(data), trio.current_time() - began)
-            del data  # an idle connection would keep it
+    def _on_drained(self, stream_ids: list[int]) -> None:
+        for stream_id in stream_ids:
+            if stream := self._streams.get(stream_id):
+                stream.on_room()
 
     async def _keep_alive_loop(self) -> None:
         assert self._keep_alive is not None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Pieces that come smaller than this are joined, so that a window of single bytes costs no more than its bytes.
 _SMALL: Final = 512
 _JOINED: Final = 16 * 1024
+#: Pieces of this size are handed out as they are: to join them costs more than a call more.
+_LARGE: Final = 32 * 1024
 #: So many calls that need not wait, one after the other, before others get their turn all the same.
 _CALLS_A_TURN: Final = 16
 
@@ -65,16 +67,26 @@ class MuxedStream:
     async def send(self, data: bytes) -> None:
         """See `ByteStream.send`: returns when at most `MuxLimits.send_buffer` bytes of the stream still wait.
 
+        While less waits on the whole connection than goes at once, more may.
+
         A call that is cancelled while it waits has sent a part: what is left is dropped, and the stream can only be
         reset, which `aclose` and `send_eof` do then, so that the peer does not take the part for the whole.
         """
         await self._checkpoint()
         if self._broken or self._ended:
             raise LinkClosed(self._broken or "this side of the stream is ended")
-        unsent = self._mux.send(self._id, data if type(data) is bytes else bytes(data))
+        self._mux.send(self._id, data if type(data) is bytes else bytes(data))
         self._connection.wake()
-        if unsent > self._connection.send_buffer:
+        if not self._connection.may_send_on(self._id):
             await self._until_sent()
+
+    def send_nowait(self, data: bytes) -> bool:
+        """See `SendsAtOnce.send_nowait`: there is room for as much as `MuxLimits.send_buffer` and what waits leave."""
+        if self._broken or self._ended or self._mux.unsent(self._id) + len(data) > self._connection.send_buffer:
+            return False
+        self._mux.send(self._id, data)
+        self._connection.flush()
+        return True
 
     async def send_eof(self) -> None:
         """See `ByteStream.send_eof`."""
@@ -143,7 +155,7 @@ class MuxedStream:
 
     async def _until_sent(self) -> None:
         try:
-            while self._mux.unsent(self._id) > self._connection.send_buffer and not self._broken:
+            while not (self._connection.may_send_on(self._id) or self._broken):
                 await self._writable.park()
         except trio.Cancelled:
             self._ended = True
@@ -162,7 +174,7 @@ class MuxedStream:
         self._taken = 0
         if start:
             first = first[start:]
-        if not chunks or len(first) == max_bytes:
+        if not chunks or len(first) >= _LARGE or len(first) == max_bytes:
             return bytes(first)
         parts: list[bytes | bytearray] = [first]
         room = max_bytes - len(first)

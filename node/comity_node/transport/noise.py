@@ -27,8 +27,12 @@ MAX_PLAINTEXT = MAX_MESSAGE - TAG
 MAX_HANDSHAKE_MESSAGE = 4096
 #: Multiplexers of a peer that are looked at.
 _MAX_MUXERS = 32
-#: What is sealed, or opened, into one piece. Larger ones cost page faults for each that is allocated.
-_BATCH = 2 * MAX_PLAINTEXT
+#: What long data are cut into: OpenSSL takes a third longer for what is not a multiple of 128 bytes.
+CUT = MAX_PLAINTEXT // 128 * 128
+#: What is sealed into one piece at most: a batch of the multiplexer's, control frames included.
+MAX_SEALED = 5 * (2 + CUT + TAG)
+#: What is opened into one piece, at least, if there is as much.
+_BATCH = 256 * 1024
 _SIGNED = b"noise-libp2p-static-key:"
 
 
@@ -113,32 +117,36 @@ class NoiseSession:
         return self._frames.is_cut
 
     def seal(self, data: bytes) -> Iterator[bytes]:
-        """Return what to write for `data`, in pieces of at most 128 KiB."""
+        """Return what to write for `data`, in pieces of at most `MAX_SEALED` bytes."""
         if len(data) <= MAX_PLAINTEXT:
             sealed = self._send.encrypt(data)
             yield len(sealed).to_bytes(2, "big") + sealed
             return
         view = memoryview(data)
-        for start in range(0, len(data), _BATCH):
-            pieces: list[bytes] = []
-            for at in range(start, min(start + _BATCH, len(data)), MAX_PLAINTEXT):
-                sealed = self._send.encrypt(view[at : at + MAX_PLAINTEXT])
-                pieces += (len(sealed).to_bytes(2, "big"), sealed)
-            yield b"".join(pieces)
+        pieces: list[bytes] = []
+        size = 0
+        for at in range(0, len(data), CUT):
+            sealed = self._send.encrypt(view[at : at + CUT])
+            if size + 2 + len(sealed) > MAX_SEALED:
+                yield b"".join(pieces)
+                pieces, size = [], 0
+            pieces += (len(sealed).to_bytes(2, "big"), sealed)
+            size += 2 + len(sealed)
+        yield b"".join(pieces)
 
     def feed(self, data: bytes) -> None:
         """Take in bytes from the wire, after `take` has returned b""."""
         self._frames.feed(data)
 
     def take(self) -> bytes:
-        """Return plain text, at most 128 KiB; b"" when more bytes are needed.
+        """Return plain text, some 320 KiB at most; b"" when more bytes are needed.
 
         Raises:
             ProtocolError: a message was not made with the key of this connection.
         """
         pieces: list[bytes] = []
         size = 0
-        while size < MAX_PLAINTEXT and (message := self._frames.next()) is not None:
+        while size < _BATCH and (message := self._frames.next()) is not None:
             if len(message) < TAG:
                 raise ProtocolError(f"a message of {len(message)} bytes has no room for its tag")
             pieces.append(plain := self._receive.decrypt(message))

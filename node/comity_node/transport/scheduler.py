@@ -13,10 +13,16 @@ from typing import Final
 
 from comity_node.transport.base import Priority
 
-#: A header and so many bytes fill one Noise record (65,535 bytes, of which 16 authenticate it).
-MAX_PIECE: Final = 65535 - 16 - 12
+#: What Noise cuts long data into (`noise.CUT`), and the header of a frame.
+_RECORD: Final = 511 * 128
+_HEADER: Final = 12
+#: A header and so many bytes fill one record.
+MAX_PIECE: Final = _RECORD - _HEADER
 #: The same for a quarter of it: what a stream that nobody waits for may put before one that somebody does.
-SMALL_PIECE: Final = 16 * 1024 - 12
+SMALL_PIECE: Final = 16 * 1024 - _HEADER
+#: The same for four: what a stream sends that waits alone. Cutting it further would help nobody, as the batch that it
+#: goes in (`BatchSize`) cannot be overtaken anyway.
+LONE_PIECE: Final = 4 * _RECORD - _HEADER
 _SHARE: Final = 7
 
 
@@ -61,8 +67,8 @@ class Scheduler:
             elif self._owed[priority] >= _SHARE * SMALL_PIECE:
                 self._owed[priority] -= _SHARE * SMALL_PIECE
                 return ring.popleft(), SMALL_PIECE
-        small = first == Priority.BULK and not alone
-        return self._rings[first].popleft(), SMALL_PIECE if small else MAX_PIECE
+        limit = LONE_PIECE if alone else SMALL_PIECE if first == Priority.BULK else MAX_PIECE
+        return self._rings[first].popleft(), limit
 
     def sent(self, priority: Priority, count: int) -> None:
         """Bytes of a class were sent: those that wait behind it are owed more."""

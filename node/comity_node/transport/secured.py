@@ -33,7 +33,7 @@ class Session(Protocol):
         ...
 
     def take(self) -> bytes:
-        """Return plain text, some 128 KiB at most; b"" when more bytes are needed. Raises ProtocolError."""
+        """Return plain text, some 320 KiB at most; b"" when more bytes are needed. Raises ProtocolError."""
         ...
 
 
@@ -87,7 +87,7 @@ class Channel:
         self._front = data + self._front if self._front else data
 
     async def read(self) -> bytes:
-        """See `SecureChannel.read`: at most some 128 KiB."""
+        """See `SecureChannel.read`: at most some 320 KiB."""
         if self._front:
             data, self._front = self._front, b""
             return data
@@ -106,6 +106,19 @@ class Channel:
         """See `SecureChannel.write`."""
         for sealed in self._session.seal(data):
             await self._wire.write(sealed)
+
+    def write_some(self, data: bytes) -> bytes:
+        """See `WritesAtOnce.write_some`."""
+        rest = b""
+        for sealed in self._session.seal(data):
+            sent = 0 if rest else self._wire.write_some(sealed)
+            if sent < len(sealed):
+                rest += sealed[sent:]
+        return rest
+
+    async def write_rest(self, rest: bytes) -> None:
+        """See `WritesAtOnce.write_rest`."""
+        await self._wire.write(rest)
 
     async def close(self) -> None:
         """See `SecureChannel.close`."""

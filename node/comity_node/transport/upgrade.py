@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from comity.errors import ConfigError, FrameTooLarge, LinkClosed, LinkError, PeerUnreachable, ProtocolError
 from comity.signing import PrivateKey
 from comity_node.transport import noise, tls, yamux
-from comity_node.transport.base import ByteStream, Priority
+from comity_node.transport.base import ByteStream, Priority, SendsAtOnce
 from comity_node.transport.multistream import Listener, Opener
 from comity_node.transport.muxed import SecureChannel
 from comity_node.transport.noise import NoiseHandshake, NoiseIdentity
@@ -186,6 +186,7 @@ class ProposedStream:
         self._opener = opener
         self._protocol = opener.proposed
         self._reading = trio.Lock()
+        self._send_nowait = stream.send_nowait if isinstance(stream, SendsAtOnce) else None
 
     @property
     def remote_peer(self) -> str:
@@ -226,6 +227,10 @@ class ProposedStream:
     async def send(self, data: bytes) -> None:
         """See `ByteStream.send`."""
         await self._stream.send(data)
+
+    def send_nowait(self, data: bytes) -> bool:
+        """See `SendsAtOnce.send_nowait`."""
+        return self._send_nowait is not None and self._send_nowait(data)
 
     async def send_eof(self) -> None:
         """See `ByteStream.send_eof`; raises as `confirmed` does."""

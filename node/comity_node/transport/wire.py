@@ -6,8 +6,9 @@ Nothing is copied on the way unless bytes were put back with `unread`: what the 
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -15,6 +16,11 @@ from comity.errors import FrameTooLarge, LinkClosed
 
 #: The most that one read takes from a socket: four of Noise's largest messages. Half as much measured a tenth slower.
 _READ_BYTES = 256 * 1024
+#: Bytes that wait in the system to be sent, at most: at first and on a slow line, and on a fast one. A line is slow
+#: when a write takes longer than `_SLOW_S`.
+_LEAST_UNSENT = 16 * 1024
+_MOST_UNSENT = 256 * 1024
+_SLOW_S = 0.02
 
 
 class RawStream(Protocol):
@@ -42,13 +48,32 @@ class RawStream(Protocol):
         ...
 
 
+@runtime_checkable
+class SendsAtOnce(Protocol):
+    """A `RawStream` that can send without waiting."""
+
+    def send_some(self, data: bytes) -> int:
+        """Send what fits at once, and return how many bytes that is. Raises LinkClosed."""
+        ...
+
+
 class SocketRaw:
-    """A `RawStream` over a connected TCP socket, with Nagle's algorithm off."""
+    """A `RawStream` over a connected TCP socket, with Nagle's algorithm off.
+
+    The system calls are made here and not by trio's socket, whose layers cost more than the calls themselves. trio
+    tells when the socket is ready, and is told when it closes.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         """Take over `stream`: trio has switched the algorithm off, and let it be where a socket was reset already."""
         self._stream = stream
+        self._fd = stream.socket.fileno()
+        self._is_tcp = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
         self._address = _address_of(stream)
+        #: The last read took all that was there, so the next has to wait.
+        self._is_drained = True
+        #: See `_mark_unsent`; trio has set it to this.
+        self._unsent_mark = _LEAST_UNSENT
 
     @property
     def remote_address(self) -> str:
@@ -58,17 +83,76 @@ class SocketRaw:
     async def receive_some(self, max_bytes: int) -> bytes:
         """See `RawStream.receive_some`."""
         try:
-            data = await self._stream.receive_some(max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if not self._is_drained:
+                await trio.lowlevel.checkpoint()
+                if (data := self._read(max_bytes)) is not None:
+                    return data
+            while True:
+                await trio.lowlevel.wait_readable(self._descriptor())
+                if (data := self._read(max_bytes)) is not None:
+                    return data
+        except (OSError, trio.ClosedResourceError) as error:
             raise LinkClosed("the connection broke") from error
-        return data if isinstance(data, bytes) else bytes(data)
+
+    def _read(self, max_bytes: int) -> bytes | None:
+        """What is there, None if that is nothing."""
+        try:
+            data = os.read(self._descriptor(), max_bytes)
+        except (BlockingIOError, InterruptedError):
+            return None
+        self._is_drained = len(data) < max_bytes
+        return data
 
     async def send_all(self, data: bytes) -> None:
-        """See `RawStream.send_all`."""
+        """See `RawStream.send_all`; lets others run only if it has to wait."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        rest = memoryview(data)[self.send_some(data) :]
+        if not rest:
+            return
+        began = trio.current_time()
         try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            while rest:
+                await trio.lowlevel.wait_writable(self._descriptor())
+                rest = rest[self._write(rest) :]
+            if self._unsent_mark > _LEAST_UNSENT and trio.current_time() - began > _SLOW_S:
+                self._mark_unsent(_LEAST_UNSENT)
+        except (OSError, trio.ClosedResourceError) as error:
             raise LinkClosed("the connection broke") from error
+
+    def send_some(self, data: bytes) -> int:
+        """Send what the socket takes at once, and return how many bytes that is.
+
+        Raises:
+            LinkClosed: the connection broke.
+        """
+        try:
+            if self._unsent_mark < len(data) and self._unsent_mark < _MOST_UNSENT:
+                self._mark_unsent(min(len(data), _MOST_UNSENT))
+            return self._write(data)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise LinkClosed("the connection broke") from error
+
+    def _write(self, data: bytes | memoryview) -> int:
+        try:
+            return os.write(self._descriptor(), data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    def _descriptor(self) -> int:
+        """The socket's; once that is closed, the number may be another's."""
+        if self._stream.socket.fileno() < 0:
+            raise trio.ClosedResourceError("the socket is closed")
+        return self._fd
+
+    def _mark_unsent(self, size: int) -> None:
+        """Have the system take no more when so many bytes wait in it to be sent.
+
+        What it has taken cannot be overtaken, so on a slow line it should be little. Whoever writes more at once has
+        found the line to be fast (`scheduler.BatchSize`).
+        """
+        self._unsent_mark = size
+        if self._is_tcp and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            self._stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     async def aclose(self) -> None:
         """See `RawStream.aclose`."""
@@ -93,6 +177,7 @@ class Wire:
         self._raw = raw
         self._budget: int | None = budget
         self._front = b""
+        self._send_some = raw.send_some if isinstance(raw, SendsAtOnce) else None
         self.is_initiator = initiator
 
     @property
@@ -153,6 +238,14 @@ class Wire:
             LinkClosed: the connection broke.
         """
         await self._raw.send_all(data)
+
+    def write_some(self, data: bytes) -> int:
+        """Send what fits at once, and return how many bytes that is: 0 of a connection that cannot tell.
+
+        Raises:
+            LinkClosed: the connection broke.
+        """
+        return 0 if self._send_some is None else self._send_some(data)
 
     async def close(self) -> None:
         """Close the connection."""

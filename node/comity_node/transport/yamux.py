@@ -70,6 +70,7 @@ __all__ = [
 _RTT_FRESH_S: Final = 10.0
 _NOT_SENT: Final = float("inf")
 _ALL: Final = 2**62
+_LARGE: Final = 256 * 1024
 
 
 class Yamux:
@@ -260,7 +261,7 @@ class Yamux:
         """Take what is to be sent next: all control frames, and turns of streams up to about `max_bytes`."""
         if self._ping_at == _NOT_SENT:
             self._ping_at = self._clock()
-        data = self._out.take(max_bytes, self._streams.limits.send_buffer // 2)
+        data = self._out.take(max_bytes, max(self._streams.limits.send_buffer, min(max_bytes, _LARGE)) // 2)
         for stream in self._out.ended:
             self._on_end_sent(stream)
         return data

@@ -89,7 +89,7 @@ class Outbox:
 
         Args:
             max_bytes: of all frames; one piece of a stream may end a little beyond it.
-            low: when less than this begins to wait of a stream, it is named in `drained`.
+            low: when no more than this waits of a stream after its turn, it is named in `drained`.
         """
         parts: list[bytes | bytearray | memoryview] = []
         size = len(self._control)
@@ -105,7 +105,7 @@ class Outbox:
             stream = streams.pop(stream_id)
             count = min(limit, max(max_bytes - size, 1), stream.unsent, stream.send_window)
             self._take_turn(stream, count, parts)
-            if stream.unsent <= low < stream.unsent + count:
+            if stream.unsent <= low:
                 self.drained.append(stream_id)
             size += count + HEADER_BYTES
             self.frames_sent += 1
