@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 OUT = Path("bench-out")
 #: Units of which less is better; of one that ends in "/s" more is.
-_COSTS = frozenset({"s", "ms", "us", "bytes", "ms/record", "us/request"})
+_COSTS = frozenset({"s", "ms", "us", "bytes", "ms/record", "us/request", "us/MB"})
 _PACKAGES = (
     "comity", "cedarpy", "cryptography", "grpcio", "libp2p", "numpy", "onnxruntime", "onnxruntime-gpu", "protobuf",
     "pynacl", "trio",

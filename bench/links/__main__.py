@@ -25,6 +25,7 @@ JS: Final = "js-libp2p"
 BEST: Final = "grpcio-best-mtls"
 _GRPC: Final = ("grpcio-aio-unary-mtls", "grpcio-aio-stream-mtls", "grpcio-sync-mtls")
 _CONNECTS = 5
+_CPU_UNITS: Final = {"request": "us/request", "bulk": "us/MB"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +71,19 @@ def measure(arms: Sequence[Arm], works: Sequence[Work], repeats: int) -> list[Ce
         able = {arm.name: partial(_once, arm, work) for arm in arms if arm.name not in work.skip}
         results = interleave(able, repeats)
         cells += [cell(work.name, name, [value for value, _ in runs], work.unit) for name, runs in results.items()]
-        if work.order.work == "request":
-            cells += [
-                cell(f"{work.name}-cpu", name, [cpu for _, cpu in runs], "us/request") for name, runs in results.items()
-            ]
+        if unit := _CPU_UNITS.get(work.order.work):
+            cells += [cell(f"{work.name}-cpu", name, [cpu for _, cpu in runs], unit) for name, runs in results.items()]
         print(f"{work.name}: " + ", ".join(f"{each.arm} {each.value:,.4g}" for each in cells if each.work == work.name))
     return cells + _best(cells)
 
 
 def _once(arm: Arm, work: Work) -> tuple[float, float]:
-    """Measure once: the figure, and microseconds of processor time of both ends a request."""
+    """Measure once: the figure, and microseconds of processor time of both ends, for a request or a megabyte."""
     if work.order.work == "connect":
         return min(work.value(arm.do(work.order)) for _ in range(_CONNECTS)), 0.0
     answer = arm.do(work.order)
-    return work.value(answer), answer["cpu"] / max(answer["count"], 1) * 1e6
+    per = answer["count"] / 1e6 if work.order.work == "bulk" else max(answer["count"], 1)
+    return work.value(answer), answer["cpu"] / per * 1e6
 
 
 def _best(cells: Sequence[Cell]) -> list[Cell]:

@@ -75,6 +75,7 @@ class _Paced:
 
     def __init__(self, raw: RawStream, turn: Callable[[], Awaitable[None]]) -> None:
         self._raw, self._turn = raw, turn
+        self._at_once = raw if isinstance(raw, SendsAtOnce) else None
         self._has_spoken = False
 
     @property
@@ -92,7 +93,7 @@ class _Paced:
         await self._raw.send_all(data)
 
     def send_some(self, data: bytes) -> int:
-        return self._raw.send_some(data) if isinstance(self._raw, SendsAtOnce) else 0
+        return 0 if self._at_once is None else self._at_once.send_some(data)
 
     async def aclose(self) -> None:
         await self._raw.aclose()
