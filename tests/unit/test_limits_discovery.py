@@ -156,7 +156,6 @@ class Table:
 def discovery(table: Table, **settings: Any) -> Discovery:
     async def never(_: str) -> list[PeerHint]:
         await trio.sleep_forever()
-        return []
 
     return Discovery(
         table, never, bootstrap=(), organizations=lambda: ["b.example"], settings=DiscoverySettings(**settings)

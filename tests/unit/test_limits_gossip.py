@@ -152,7 +152,6 @@ def test_so_many_validators_work_at_once() -> None:
             nonlocal working
             working += 1
             await trio.sleep_forever()
-            return Verdict.ACCEPT
 
         async def take(_: Received) -> None:
             await trio.lowlevel.checkpoint()

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.invariant("S7")
 
 async def never(_: Attested, payload: bytes) -> bytes:
     await trio.sleep_forever()
-    return payload
 
 
 async def waiting(pair: Pair, calls: int, payload: bytes) -> int:
@@ -58,6 +57,19 @@ def test_whoever_asks_too_much_is_told_when_to_come_back() -> None:
                 with pytest.raises(Busy) as caught:
                     await pair.ask(bytes(900))
                 assert caught.value.retry_after_ms == 777
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_what_all_peers_together_ask_for_is_bounded_in_bytes() -> None:
+    async def main() -> None:
+        async with linked(never, limits=LinkLimits(max_all_bytes=1000)) as pair:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pair.ask, bytes(900))
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(Busy):
+                    await pair.ask(bytes(900))
                 nursery.cancel_scope.cancel()
 
     run(main)

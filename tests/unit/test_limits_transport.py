@@ -21,7 +21,9 @@ from comity_node.transport.budget import Budget
 from comity_node.transport.dcutr import PunchConnect, Puncher, PunchLimits
 from comity_node.transport.libp2p_transport import Libp2pLimits, Libp2pTransport
 from comity_node.transport.memory import MemoryNetwork
+from comity_node.transport.relay_circuit import Circuit, End, Payment
 from comity_node.transport.relay_client import RelayClient, RelayClientLimits
+from comity_node.transport.relay_limits import Account, RelayLimits
 from comity_node.transport.yamux import INITIAL_WINDOW, MuxLimits, Yamux
 from kit.muxes import muxed_over, read_exactly, run_virtual
 
@@ -304,10 +306,72 @@ def test_an_attempt_to_meet_takes_so_long() -> None:
         async def never(*_: object, **__: object) -> None:
             await trio.sleep_forever()
 
-        puncher = Puncher(SimpleNamespace(meet=never), allow_private=False, limits=PunchLimits(attempt_s=2))  # type: ignore[arg-type]
+        puncher = Puncher(SimpleNamespace(meet=never), allow_private=False, limits=PunchLimits(attempt_s=2))
         began = trio.current_time()
         with pytest.raises(LinkClosed, match="did not meet in 2 s"):
             await puncher._meet("peer", 4001, PunchConnect((Address("ip4", "8.8.8.8", 4001),)), initiator=True)
         assert trio.current_time() - began == pytest.approx(2)
+
+    run(main)
+
+
+def test_a_relay_holds_so_much_of_one_end_until_the_other_has_taken_it() -> None:
+    taken = 0
+
+    class Endless:
+        async def receive(self, max_bytes: int) -> bytes:
+            nonlocal taken
+            await trio.lowlevel.checkpoint()
+            taken += min(max_bytes, 1 << 20)
+            return bytes(min(max_bytes, 1 << 20))
+
+    class Deaf:
+        async def send(self, data: bytes) -> None:
+            await trio.sleep_forever()
+
+        async def receive(self, max_bytes: int) -> bytes:
+            await trio.sleep_forever()
+
+    async def main() -> None:
+        limits = RelayLimits(buffer_bytes=1000, circuit_s=5)
+        near, far = End(Endless(), b""), End(Deaf(), b"")  # type: ignore[arg-type]
+        await Circuit(limits, Payment(Account(limits), ()), trio.sleep_forever).run(near, far)
+        assert taken == 1000
+
+    run(main)
+
+
+def test_a_member_asks_a_relay_so_often() -> None:
+    async def main() -> None:
+        account = Account(RelayLimits(questions_per_s=2, questions_at_once=5))
+
+        def asked() -> int:
+            for number in range(1000):
+                try:
+                    account.questions.claim()
+                except Busy:
+                    return number
+            return 1000
+
+        assert asked() == 5
+        await trio.sleep(2)
+        assert asked() == 4
+        await trio.sleep(100)
+        assert asked() == 5
+
+    run(main)
+
+
+def test_so_many_peers_are_met_at_a_time() -> None:
+    async def main() -> None:
+        direct = SimpleNamespace(best=lambda _: None)
+        puncher = Puncher(SimpleNamespace(connections=direct), allow_private=False, limits=PunchLimits(serving=2))
+        asking: Any = SimpleNamespace(remote_peer="third")
+        puncher._serving.add("first")
+        with pytest.raises(LinkClosed, match="nothing to upgrade"):
+            await puncher.serve(asking)
+        puncher._serving.add("second")
+        with pytest.raises(Busy):
+            await puncher.serve(asking)
 
     run(main)

@@ -366,12 +366,6 @@ def test_who_does_not_read_stops_who_sends() -> None:
 
     with_relay(test, RelayLimits(idle_s=10_000))
 
-    async def small(world: World) -> None:
-        stream = await carried(world, deaf)
-        assert await fill(stream, 10_000_000) <= 2 * 65_536 + 1000 + 10_000
-
-    with_relay(small, RelayLimits(idle_s=10_000, buffer_bytes=1000))
-
 
 @pytest.mark.invariant("S7")
 def test_an_organization_has_so_many_bytes_a_second_and_an_hour() -> None:

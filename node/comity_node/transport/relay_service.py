@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from comity.errors import Busy, ComityError, LinkClosed, PeerUnreachable, PolicyDenied, ProtocolError
+from comity.errors import Busy, ComityError, LinkClosed, LinkError, PeerUnreachable, PolicyDenied, ProtocolError
 from comity.signing import PrivateKey
 from comity.trust import Attested
 from comity_node.transport.address import Address
@@ -62,7 +62,7 @@ class Carrier(Protocol):
         ...
 
 
-class _Refused(ComityError):
+class _Refused(LinkError):
     """The peer is told a status."""
 
     def __init__(self, status: Status, why: str, *, level: int = logging.INFO) -> None:
