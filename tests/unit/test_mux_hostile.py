@@ -71,6 +71,18 @@ def test_data_on_streams_that_nobody_knows_is_dropped_as_it_comes() -> None:
 
 
 @pytest.mark.invariant("S7")
+def test_data_that_began_before_its_stream_was_opened_is_not_that_streams() -> None:
+    """A peer knows which number we use next; what it sends there outside every window must not be held."""
+    mux = Yamux(initiator=True, limits=LIMITS)
+    mux.receive(frame(DATA, FIN, 1, 2 * INITIAL_WINDOW))
+    assert mux.open() == 1
+    assert mux.receive(bytes(2 * INITIAL_WINDOW)) == []
+    assert mux.metrics().unread_bytes == 0
+    [event] = mux.receive(frame(DATA, 0, 1, 5, b"hello"))
+    assert event == yamux.DataReceived(1, b"hello")
+
+
+@pytest.mark.invariant("S7")
 def test_a_window_of_single_bytes_holds_little_more_than_its_bytes() -> None:
     """Two bytes a frame, each an object of its own, would be 28 times their size."""
 

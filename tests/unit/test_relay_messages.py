@@ -143,6 +143,17 @@ def test_only_ip_addresses_without_relays_can_be_met() -> None:
     )
 
 
+def test_a_reservation_without_an_end_is_none() -> None:
+    message = HopMessage(type=2, status=100)  # type: ignore[arg-type]  # open enumerations
+    message.reservation.voucher = b"signed"
+    message.reservation.addrs.append(b"\x04\x08\x08\x08\x08\x06\x00\x01")
+    assert decode_hop(message.SerializeToString()) == Answer(Status.OK)
+    message.reservation.expire = 7
+    answer = decode_hop(message.SerializeToString())
+    assert isinstance(answer, Answer)
+    assert (answer.expires_s, len(answer.addresses), answer.voucher) == (7, 1, b"signed")
+
+
 @given(st.binary(max_size=400))
 def test_whatever_comes_only_errors_of_the_tree_are_raised(data: bytes) -> None:
     for decode in (decode_hop, decode_stop, decode_punch, decode_identity):

@@ -120,12 +120,14 @@ class Channel:
         self.wake()
         self._room.unpark_all()
 
-    async def run(self, on_events: Callable[[list[Event]], None], *beside: Task) -> None:
+    async def run(self, on_events: Callable[[list[Event]], None], *beside: Task, holds_back: bool = True) -> None:
         """Read, write and do what is `beside` until one of them ends; always raises why.
 
         Args:
             on_events: told what came, in order, without waiting.
             beside: tasks that live as long as the channel.
+            holds_back: whether nothing is read while too much waits to be sent. So it must be where what is read has
+                answers, and must not be where answers are read: two ends that both hold back wait for each other.
 
         Raises:
             ComityError: whatever ended it; LinkClosed for `close` and for the end of the stream.
@@ -146,7 +148,7 @@ class Channel:
             while True:
                 if self.session.pending_bytes:
                     self.wake()
-                    if not self.has_room:
+                    if holds_back and not self.has_room:
                         await self.wait_room()
                 on_events(await self._read())
 

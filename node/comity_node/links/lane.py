@@ -57,7 +57,7 @@ class Lane:
             on_end: told why it ended, before those hear of it who wait for an answer.
         """
         try:
-            await self.channel.run(self._on_events, self.calls.deadlines.run)
+            await self.channel.run(self._on_events, self.calls.deadlines.run, holds_back=False)
         except ComityError as error:
             on_end(self, error)
         finally:

@@ -129,7 +129,7 @@ def decode_hop(data: bytes) -> Reserve | Connect | Answer:
         case HopType.HOP_TYPE_CONNECT:
             return Connect(_peer(message.peer))
         case HopType.HOP_TYPE_STATUS:
-            reservation = message.reservation
+            reservation = message.reservation if message.reservation.expire else Reservation()  # without an end: none
             return Answer(
                 status=message.status,
                 limit_s=message.limit.duration,

@@ -340,7 +340,9 @@ class Yamux:
             self._streams.acknowledge(stream)
         if kind == DATA and length:
             self._expect(stream, stream_id, length)
-            self._body_stream, self._body_left, self._body_flags = stream_id, length, flags
+            # What began before its stream was opened is nobody's: it is in no window.
+            self._body_stream = stream_id if stream is not None else 0
+            self._body_left, self._body_flags = length, flags
             return
         if kind == WINDOW_UPDATE and length and stream is not None:
             stream.send_window += length
