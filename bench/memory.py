@@ -115,6 +115,7 @@ class Member:
             datasets={self._dataset.name: Dataset(self._schema, reference)},
             addresses=lambda: [],
             hints=lambda: [],
+            told=lambda peer_id, addresses: None,
             random=Random(7),
             version="bench",
         )

@@ -148,6 +148,7 @@ class Node:
                 datasets=self._datasets,
                 addresses=lambda: network.links.addresses(),
                 hints=lambda: _hints(network.links),
+                told=lambda peer_id, addresses: network.links.learn_addresses(peer_id, addresses),
                 random=SystemRandom(),
                 version=comity.__version__,
                 pace=PaceLimits(config.limits.messages_per_second, 2 * config.limits.messages_per_second),

@@ -305,6 +305,7 @@ class Lab:
             datasets={DATASET: member.dataset},
             addresses=lambda: [],
             hints=lambda: [],
+            told=lambda peer_id, addresses: None,
             random=random.Random(7),
             version="test",
         )

@@ -131,7 +131,6 @@ def test_a_transfer_that_was_interrupted_is_resumed_where_it_was(tmp_path: Path)
     async def main(nursery: trio.Nursery) -> None:
         pair = Pair(tmp_path)
         await pair.start(nursery)
-        half_way = trio.Event()
         path = pair.sender.write(400_000)
         total = 0
 
@@ -141,15 +140,17 @@ def test_a_transfer_that_was_interrupted_is_resumed_where_it_was(tmp_path: Path)
         def seen(data: bytes) -> bytes:
             nonlocal total
             total += len(data)
-            if total > 40 * CHUNK:
-                half_way.set()
             return data
+
+        async def stored() -> int:
+            return max([row.stored_chunks for row in await pair.receiver.rows()], default=0)
 
         pair.at_sender = watch
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as inner:
                 inner.start_soon(pair.send, path)
-                await half_way.wait()
+                while await stored() < 20:
+                    await trio.lowlevel.checkpoint()
                 scope.cancel()
         (row,) = await pair.sender.rows()
         assert row.state == "open"

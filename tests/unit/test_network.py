@@ -115,6 +115,19 @@ def test_a_revocation_that_was_written_down_holds_whatever_the_node_takes_part_i
     run(main)
 
 
+@pytest.mark.invariant("S7")
+def test_64_revocations_wait_to_be_written_down(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(world: World, database: Database) -> None:
+        network = world.network(database)  # it does not run: nothing is written down
+        for seed in range(2, 67):
+            raw = world.revocation(world.identity(HOPE, seed), now_ms())
+            network._on_revoked(verify_revocation(raw, world.trust.bundle, now_ms=now_ms()))
+        assert network._to_write.statistics().current_buffer_used == 64
+        assert caplog.text.count("not written down") == 1
+
+    run(main)
+
+
 def test_many_revocations_are_restored_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     async def main(world: World, database: Database) -> None:
         thieves = [world.identity(HOPE, seed) for seed in range(2, 80)]

@@ -64,6 +64,7 @@ def directory(messages: Messages) -> Directory:
         own_agents=unused,
         addresses=unused,
         hints=unused,
+        told=unused,
         version="1",
     )
 

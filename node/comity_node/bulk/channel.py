@@ -26,7 +26,7 @@ async def flat_nursery() -> AsyncGenerator[trio.Nursery]:
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # taken apart: the caller gets what is in it
         ours, others = group.split(ComityError)
         if others is not None and others.split(trio.Cancelled)[1] is None:
             raise others from None

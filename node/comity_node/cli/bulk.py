@@ -65,7 +65,7 @@ def _run(
                     show(progress)
 
                 done = run(node, report)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too, says how to go on; raised again
             if getattr(error, "code", "") != TransferFailed.code:
                 _say_how_to_resume(seen[0] if seen else None, interrupted=isinstance(error, KeyboardInterrupt))
             raise

@@ -342,6 +342,6 @@ async def _close(stream: ByteStream) -> None:
     """Close a stream, also when cancelled."""
     try:
         await stream.aclose()
-    except BaseException:
+    except BaseException:  # also a cancellation leaves no stream behind; raised again
         stream.reset()
         raise

@@ -27,7 +27,7 @@ from comity_node.transport.address import may_dial, parse_address
 from comity_node.transport.base import Priority
 
 VERSION = 2
-_MAX_ADDRESSES = 16
+MAX_ADDRESSES = 16
 _CLASSES = {
     Priority.CONTROL: link_pb2.STREAM_CLASS_CONTROL,
     Priority.WORK: link_pb2.STREAM_CLASS_WORK,
@@ -93,7 +93,7 @@ class Greeter:
             bundle_epoch=bundle.epoch,
             bundle_digest=bundle.digest,
             chain=self._identity.chain,
-            addresses=self._addresses()[:_MAX_ADDRESSES],
+            addresses=self._addresses()[:MAX_ADDRESSES],
             stream_class=_CLASSES[priority],
             max_calls=window.calls,
             max_call_bytes=window.size,
@@ -124,7 +124,7 @@ class Greeter:
             raise HelloRefused("wrong_peer", f"the chain is that of {attested.peer_id}, not of {remote_peer}")
         if attested.peer_id == self._identity.peer_id:
             raise HelloRefused("wrong_peer", "a node does not link with itself")
-        addresses = _checked_addresses(hello.addresses, allow_private=self._allow_private)
+        addresses = self.usable(hello.addresses)
         priority = _PRIORITIES.get(hello.stream_class)
         if priority is None or priority not in classes:
             raise HelloRefused("protocol_error", f"a stream of class {hello.stream_class} has no place here")
@@ -132,6 +132,14 @@ class Greeter:
         if needs_window and not (window.calls and window.size):
             raise HelloRefused("protocol_error", "a stream on which no call is taken")
         return Greeting(attested, addresses, tuple(hello.chain), priority, window)
+
+    def usable(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Return those of a peer's own addresses that it may name, without /p2p.
+
+        Raises:
+            HelloRefused: one is malformed, or there are too many.
+        """
+        return _checked_addresses(addresses, allow_private=self._allow_private)
 
     def judge_again(self, greeting: Greeting) -> None:
         """Check that a chain that was good still is.
@@ -260,8 +268,8 @@ async def _refuse(channel: Channel, code: str, reason: str) -> None:
 
 
 def _checked_addresses(addresses: Sequence[str], *, allow_private: bool) -> tuple[str, ...]:
-    if len(addresses) > _MAX_ADDRESSES:
-        raise HelloRefused("protocol_error", f"more than {_MAX_ADDRESSES} addresses")
+    if len(addresses) > MAX_ADDRESSES:
+        raise HelloRefused("protocol_error", f"more than {MAX_ADDRESSES} addresses")
     try:
         parsed = [parse_address(text) for text in addresses]
     except ConfigError as error:

@@ -133,7 +133,7 @@ class LaneOpener:
         try:
             with trio.fail_after(limits.attest_s):
                 greeting = await greet_as_opener(channel, self._greeter, priority, calls=True, admit=self._admit)
-        except BaseException as error:
+        except BaseException as error:  # the peer is told, whatever it was; raised again
             await channel.say_goodbye()
             if isinstance(error, trio.TooSlowError):
                 raise PeerNotAttested(f"the peer has not attested itself in {limits.attest_s:g} s") from error

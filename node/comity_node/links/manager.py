@@ -159,6 +159,16 @@ class Links:
         if peer_id != self.peer_id:
             self._table.add(peer_id, [address.without_peer for address in parsed], keep=keep)
 
+    def learn_addresses(self, peer_id: str, addresses: Sequence[str]) -> None:
+        """Learn where an attested peer says that it can be dialled by now; what is not for it to name is left out.
+
+        Raises:
+            HelloRefused: an address is malformed, or there are too many.
+        """
+        link = self._table.get(peer_id)
+        if link is not None and link.peer.attested is not None:
+            link.peer.add_addresses(self._greeter.usable(addresses), first=True)
+
     async def remove_peer(self, peer_id: str) -> None:
         """Forget a peer and cut its connections. It may come back by itself."""
         self._table.forget(peer_id)

@@ -131,7 +131,7 @@ class HandlerPool:
         try:
             while await self._work_until_cancelled():
                 pass
-        except BaseException:
+        except BaseException:  # whatever ends the task, it is counted no more; raised again
             self._tasks -= 1
             raise
 

@@ -50,6 +50,7 @@ class Surroundings:
         datasets: what this node can work with.
         addresses: where this node can be dialled.
         hints: what is known of others' addresses.
+        told: takes where a peer says it can be dialled.
         random: for draws and back-off.
         version: of this software.
         pace: how many messages of one organization are handled.
@@ -65,6 +66,7 @@ class Surroundings:
     datasets: Mapping[str, Dataset]
     addresses: Callable[[], Sequence[str]]
     hints: Callable[[], Sequence[PeerHint]]
+    told: Callable[[str, Sequence[str]], None]
     random: Random
     version: str
     pace: PaceLimits = field(default_factory=PaceLimits)
@@ -105,7 +107,7 @@ class Runtime:
         )  # fmt: skip
         self.directory = Directory(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, own_agents=around.own_agents,
-            addresses=around.addresses, hints=around.hints, version=around.version,
+            addresses=around.addresses, hints=around.hints, told=around.told, version=around.version,
         )  # fmt: skip
         negotiator = Negotiator(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, agreements=self.agreements,

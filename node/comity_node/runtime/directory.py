@@ -20,6 +20,7 @@ from comity.v1.card_pb2 import CardReply, CardRequest
 from comity.v1.link_pb2 import PeerHint, PeersReply, PeersRequest
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate, Question
+from comity_node.links.greeting import MAX_ADDRESSES
 from comity_node.policy.model import Request
 from comity_node.runtime.messenger import Handler, Messenger, accepted
 from comity_node.runtime.seams import TaskStatus
@@ -51,7 +52,8 @@ class Directory:
 
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, own_agents: OwnAgents,
-        addresses: Callable[[], Sequence[str]], hints: Callable[[], Sequence[PeerHint]], version: str,
+        addresses: Callable[[], Sequence[str]], hints: Callable[[], Sequence[PeerHint]],
+        told: Callable[[str, Sequence[str]], None], version: str,
     ) -> None:  # fmt: skip
         """Fetch and show cards in the name of `identity`'s organization.
 
@@ -63,6 +65,7 @@ class Directory:
             own_agents: returns the agents that are connected, with their skills.
             addresses: returns where this node can be dialled.
             hints: returns what is known about others' addresses.
+            told: takes where a peer (its PeerId) says it can be dialled; raises ComityError for what is no address.
             version: of this software, for the cards.
         """
         self._identity = identity
@@ -72,6 +75,7 @@ class Directory:
         self._own_agents = own_agents
         self._addresses = addresses
         self._hints = hints
+        self._told = told
         self._version = version
         self._cards: dict[str, tuple[AgentCard, ...]] = {}
         self._news = trio.Event()
@@ -81,14 +85,17 @@ class Directory:
 
     def cards(self) -> list[AgentCard]:
         """Return all cards, the own ones too."""
-        return [*self._own_cards(), *(card for cards in self._cards.values() for card in cards)]
+        members = self._trust.bundle.members
+        others = [card for organization, cards in self._cards.items() if organization in members for card in cards]
+        return [*self._own_cards(), *others]
 
     def organizations_with(self, skills: frozenset[str]) -> frozenset[str]:
         """Return the other organizations whose agents offer all of `skills`."""
         return frozenset(
             organization
             for organization, cards in self._cards.items()
-            if skills <= {skill.id for card in cards for skill in card.skills}
+            if organization in self._trust.bundle.members
+            and skills <= {skill.id for card in cards for skill in card.skills}
         )
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
@@ -184,8 +191,9 @@ class Directory:
         return accepted(CardReply(cards=cards).SerializeToString())
 
     async def _on_peers(self, sender: Attested, body: bytes) -> Receipt:
-        PeersRequest.FromString(body)
+        asked = PeersRequest.FromString(body)
         await self._gate.demand(Question(Request(action="agent.discover", organization=sender.organization)))
+        self._told(sender.peer_id, asked.addresses)
         hints = [hint for hint in self._hints() if hint.peer_id != sender.peer_id]
         return accepted(PeersReply(peers=hints[:_MAX_HINTS]).SerializeToString())
 
@@ -195,7 +203,7 @@ class Directory:
         Raises:
             ComityError: it did not answer, or not with hints.
         """
-        body = PeersRequest().SerializeToString()
+        body = PeersRequest(addresses=self._addresses()[:MAX_ADDRESSES]).SerializeToString()
         receipt = await self._messenger.ask(organization, PEERS, body, deadline_s=_ASK_S)
         if receipt.status != Receipt.STATUS_ACCEPTED:
             raise UnexpectedMessage(f"{organization} does not name its peers: {receipt.reason[:_MAX_REASON]}")

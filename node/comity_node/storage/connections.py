@@ -59,7 +59,7 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
             # A read-only directory has no room for the shared-memory index; without a log none is needed.
             connection = _connect_uri(path, "mode=ro&immutable=1")
             schema.check_version(connection, path.name)
-        except BaseException:
+        except BaseException:  # nobody else has the connection yet; raised again
             connection.close()
             raise
     except sqlite3.Error as error:
@@ -140,7 +140,7 @@ def connect_writer(path: Path, max_bytes: int | None) -> sqlite3.Connection:
         )
         try:
             _configure(writer, path.name, max_bytes)
-        except BaseException:
+        except BaseException:  # nobody else has the connection yet; raised again
             writer.close()
             raise
     except sqlite3.Error as error:

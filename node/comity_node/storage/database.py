@@ -92,7 +92,7 @@ class Database:
         descriptor = lock(path)
         try:
             writer = connect_writer(path, max_bytes)
-        except BaseException:
+        except BaseException:  # nobody else has the descriptor yet; raised again
             os.close(descriptor)
             raise
         return cls(path, writer, descriptor, queue_limit, offload)
@@ -212,7 +212,7 @@ class Database:
     def _commit_or_fail(self, batch: list[_Job[Any]]) -> None:
         try:
             self._commit(batch)
-        except BaseException:
+        except BaseException:  # those who wait are told, whatever it was; raised again
             _fail(batch, StorageError(f"{self.path.name}: the writer stopped"))
             raise
 

@@ -86,7 +86,7 @@ class Race(Generic[R, C]):
                         self._won.append(await self._secure(address, raw))
                         scope.cancel()
                         return
-            except BaseException:
+            except BaseException:  # also a cancellation leaves no socket behind; raised again
                 raw.abort()
                 raise
             finally:
@@ -177,7 +177,7 @@ def reusable_socket(kind: str, port: int) -> trio.socket.SocketType:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(("::" if kind == "ip6" else "0.0.0.0", port))
         return trio.socket.from_stdlib_socket(made)
-    except BaseException:
+    except BaseException:  # also a cancellation leaves no socket behind; raised again
         made.close()
         raise
 
@@ -203,7 +203,7 @@ async def _connect_from(port: int, address: Address) -> trio.SocketStream:
     try:
         await made.connect((address.host, address.port))
         return trio.SocketStream(made)
-    except BaseException:
+    except BaseException:  # also a cancellation leaves no socket behind; raised again
         made.close()
         raise
 

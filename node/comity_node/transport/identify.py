@@ -129,7 +129,7 @@ async def ask_identity(stream: ByteStream) -> Identity:
     except trio.TooSlowError as error:
         stream.reset()
         raise LinkClosed("the peer has not identified itself in time") from error
-    except BaseException:
+    except BaseException:  # also a cancellation leaves no stream behind; raised again
         stream.reset()
         raise
     return identity

@@ -189,7 +189,7 @@ class Libp2pTransport:
         except trio.TooSlowError as error:
             stream.reset()
             raise PeerUnreachable(f"{connection.peer_id} does not answer on its connection") from error
-        except BaseException:
+        except BaseException:  # also a cancellation leaves no stream behind; raised again
             stream.reset()
             raise
 
@@ -266,7 +266,7 @@ class Libp2pTransport:
         except trio.TooSlowError as error:
             raw.abort()
             raise LinkClosed(f"the peer has not proved its key in {self._limits.handshake_s:g} s") from error
-        except BaseException:
+        except BaseException:  # also a cancellation leaves no socket behind; raised again
             raw.abort()
             raise
         limits = self._limits

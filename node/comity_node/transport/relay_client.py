@@ -261,7 +261,7 @@ class RelayClient:
                 raise PeerUnreachable(f"the relay {relay.peer_id} says {answer.says}")
             if isinstance(question, Reserve):
                 await stream.aclose()
-        except BaseException:
+        except BaseException:  # also a cancellation leaves no stream behind; raised again
             stream.reset()
             raise
         return answer, messages

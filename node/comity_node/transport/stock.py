@@ -128,6 +128,6 @@ async def _translated(call: Awaitable[T], what: str) -> T:
         raise
     except ConnectionClosedError as error:
         raise LinkClosed("the peer closed the connection") from error
-    except Exception as error:
+    except Exception as error:  # raised again as ours:
         # libp2p, noiseprotocol, cryptography and protobuf raise whatever a peer's bytes make them raise.
         raise ProtocolError(f"{what}: {str(error) or type(error).__name__}") from error

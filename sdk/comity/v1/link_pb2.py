@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omity/v1/link.proto\x12\tcomity.v1\"\xd4\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nconsortium\x18\x02 \x01(\t\x12\x14\n\x0c\x62undle_epoch\x18\x03 \x01(\x04\x12\x15\n\rbundle_digest\x18\x04 \x01(\x0c\x12\r\n\x05\x63hain\x18\x05 \x03(\x0c\x12\x11\n\taddresses\x18\x06 \x03(\t\x12,\n\x0cstream_class\x18\x07 \x01(\x0e\x32\x16.comity.v1.StreamClass\x12\x11\n\tmax_calls\x18\x08 \x01(\r\x12\x16\n\x0emax_call_bytes\x18\t \x01(\r\"+\n\x0bHelloAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1a\n\nTunnelOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\",\n\x0cTunnelAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0e\n\x0cPeersRequest\"0\n\nPeersReply\x12\"\n\x05peers\x18\x01 \x03(\x0b\x32\x13.comity.v1.PeerHint\"D\n\x08PeerHint\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t*s\n\x0bStreamClass\x12\x1c\n\x18STREAM_CLASS_UNSPECIFIED\x10\x00\x12\x18\n\x14STREAM_CLASS_CONTROL\x10\x01\x12\x15\n\x11STREAM_CLASS_WORK\x10\x02\x12\x15\n\x11STREAM_CLASS_BULK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omity/v1/link.proto\x12\tcomity.v1\"\xd4\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nconsortium\x18\x02 \x01(\t\x12\x14\n\x0c\x62undle_epoch\x18\x03 \x01(\x04\x12\x15\n\rbundle_digest\x18\x04 \x01(\x0c\x12\r\n\x05\x63hain\x18\x05 \x03(\x0c\x12\x11\n\taddresses\x18\x06 \x03(\t\x12,\n\x0cstream_class\x18\x07 \x01(\x0e\x32\x16.comity.v1.StreamClass\x12\x11\n\tmax_calls\x18\x08 \x01(\r\x12\x16\n\x0emax_call_bytes\x18\t \x01(\r\"+\n\x0bHelloAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1a\n\nTunnelOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\",\n\x0cTunnelAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"!\n\x0cPeersRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\"0\n\nPeersReply\x12\"\n\x05peers\x18\x01 \x03(\x0b\x32\x13.comity.v1.PeerHint\"D\n\x08PeerHint\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t*s\n\x0bStreamClass\x12\x1c\n\x18STREAM_CLASS_UNSPECIFIED\x10\x00\x12\x18\n\x14STREAM_CLASS_CONTROL\x10\x01\x12\x15\n\x11STREAM_CLASS_WORK\x10\x02\x12\x15\n\x11STREAM_CLASS_BULK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.v1.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STREAMCLASS']._serialized_start=505
-  _globals['_STREAMCLASS']._serialized_end=620
+  _globals['_STREAMCLASS']._serialized_start=524
+  _globals['_STREAMCLASS']._serialized_end=639
   _globals['_HELLO']._serialized_start=36
   _globals['_HELLO']._serialized_end=248
   _globals['_HELLOANSWER']._serialized_start=250
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TUNNELANSWER']._serialized_start=323
   _globals['_TUNNELANSWER']._serialized_end=367
   _globals['_PEERSREQUEST']._serialized_start=369
-  _globals['_PEERSREQUEST']._serialized_end=383
-  _globals['_PEERSREPLY']._serialized_start=385
-  _globals['_PEERSREPLY']._serialized_end=433
-  _globals['_PEERHINT']._serialized_start=435
-  _globals['_PEERHINT']._serialized_end=503
+  _globals['_PEERSREQUEST']._serialized_end=402
+  _globals['_PEERSREPLY']._serialized_start=404
+  _globals['_PEERSREPLY']._serialized_end=452
+  _globals['_PEERHINT']._serialized_start=454
+  _globals['_PEERHINT']._serialized_end=522
 # @@protoc_insertion_point(module_scope)
