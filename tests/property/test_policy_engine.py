@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comity_node.policy import cedar
+from comity_node.policy.conditions import DAY, TIME
 from comity_node.policy.engine import Policy
 from comity_node.policy.matching import examine, nearest
 from comity_node.policy.model import (
@@ -26,6 +27,7 @@ from comity_node.policy.model import (
     Condition,
     Dataset,
     Effect,
+    Facts,
     Field,
     FlagCondition,
     LabelValue,
@@ -35,12 +37,19 @@ from comity_node.policy.model import (
     Request,
     Rule,
     TextCondition,
+    TimeCondition,
 )
-from comity_node.policy.obligations import Onward, covers, merge
+from comity_node.policy.obligations import Approval, KAnonymity, Noise, Onward, Quota, covers, merge
 
 # Few values, so that rules and requests meet often.
 ACTION_NAMES = ["agent.discover", "agreement.accept", "record.send", "record.receive", "update.send", "tunnel.serve"]
 ORGANIZATIONS = ["a.example", "b.example", "c.example"]
+GROUPS = {
+    "north": frozenset({"a.example"}),
+    "south": frozenset({"b.example", "c.example"}),
+    "all": frozenset({"a.example", "b.example", "c.example"}),
+}
+JURISDICTIONS = ["EU", "DE", "US"]
 ROLES = ["validator", "trainer"]
 PURPOSES = {
     "research": frozenset[str](),
@@ -78,13 +87,32 @@ class Maker:
             self.number("min_score"),
             TextCondition("tunnel", self.some(["flower", "ssh"])),
             FlagCondition("distinct_organizations", self.chance(0.5)),
+            self.window(),
         ]
         return tuple(self.random.sample(made, self.random.choice([0, 0, 0, 1, 1, 2])))
+
+    def window(self) -> TimeCondition:
+        start, end = self.random.sample([0, 1, 8 * 60, 18 * 60, 18 * 60 + 1, DAY - 1], 2)
+        days = self.random.sample(range(7), self.random.randint(1, 7))
+        return TimeCondition(start, end if end else DAY, frozenset(days), self.random.choice([0, 60, -719, 840]))
+
+    def time(self, rule: Rule) -> LabelValue:
+        """A time, at the edges of the rule's window more often than not."""
+        windows = [each for each in rule.conditions if isinstance(each, TimeCondition)]
+        if not windows or self.chance(0.1):
+            times: list[LabelValue] = [0, 1.5, -1, 253_402_300_800_000, 1_700_000_000_000, "noon", True, math.nan]
+            return self.random.choice(times)
+        begin, end = self.random.choice(list(windows[0].intervals()))
+        minute = self.random.choice([begin, end - 1, end, begin - 1, (begin + end) // 2])
+        minutes = 4 * DAY + self.random.randint(0, 2900) * 7 * DAY + minute  # the first Monday was the 5th
+        return minutes * 60_000 + self.random.choice([0, 59_999])
 
     def obligations(self) -> Obligations:
         return Obligations(
             redact=self.some(FIELDS, 0) if self.chance(0.4) else frozenset(),
             generalize={name: self.random.choice([0.5, 5.0, 10.0]) for name in self.some(FIELDS, 0)},
+            hash=self.some(FIELDS, 0) if self.chance(0.2) else frozenset(),
+            drop_personal=self.chance(0.15),
             min_distance_to_private=self.random.choice([None, 0.1, 0.2]),
             onward=self.random.choice(list(Onward)),
         )
@@ -92,11 +120,18 @@ class Maker:
     def rule(self, number: int, effect: Effect | None = None) -> Rule:
         effect = effect or (Effect.ALLOW if self.chance(0.7) else Effect.FORBID)
         allows = effect is Effect.ALLOW
+        groups = self.some(list(GROUPS)) if self.chance(0.2) else frozenset()
+        organizations = self.maybe(ORGANIZATIONS, 0.2 if groups else 0.5)
+        if groups:
+            organizations = (organizations or frozenset()).union(*(GROUPS[name] for name in groups))
         return Rule(
             id=f"rule-{number}",
             effect=effect,
             actions=frozenset(ACTIONS) if self.chance(0.2) else self.some(ACTION_NAMES),
-            organizations=self.maybe(ORGANIZATIONS),
+            organizations=organizations,
+            groups=groups,
+            jurisdictions=self.maybe(JURISDICTIONS, 0.15),
+            fields=self.maybe(FIELDS, 0.15),
             roles=self.maybe(ROLES, 0.3),
             datasets=self.maybe(DATASETS, 0.4),
             kinds=self.maybe(KINDS),
@@ -119,7 +154,14 @@ class Maker:
             "letters": Dataset("letters", self.random.choice(CLASSIFICATIONS)),
         }
         made = tuple(self.rule(number) for number in range(self.random.randint(0, 7)))
-        return PolicyDocument("own.example", made, datasets, PURPOSES if self.chance(0.5) else None)
+        facts = {name: Facts(self.some(JURISDICTIONS)) for name in self.some(ORGANIZATIONS)}
+        purposes = PURPOSES if self.chance(0.5) else None
+        return PolicyDocument("own.example", made, datasets, purposes, groups=GROUPS, organizations=facts)
+
+    def fields(self, like: Rule) -> frozenset[str]:
+        if like.fields and self.chance(0.6):
+            return self.some(sorted(like.fields | like.obligations.redact))
+        return self.some(FIELDS[:3], 0) if self.chance(0.9) else self.some(FIELDS)
 
     def request(self, document: PolicyDocument) -> Request:
         like = (
@@ -138,6 +180,7 @@ class Maker:
             "min_score": self.random.choice(NUMBERS),
             "tunnel": self.random.choice(tunnels),
             "distinct_organizations": self.random.choice([True, False, 1]),
+            TIME: self.time(like),
         }
         return Request(
             action=one(like.actions & frozenset(ACTION_NAMES), ACTION_NAMES),
@@ -146,7 +189,7 @@ class Maker:
             purpose=one(like.purposes, [*list(PURPOSES) * 4, "marketing", ""]),
             dataset=one(like.datasets, [*DATASETS * 4, ""]),
             kind=one(like.kinds, [*KINDS * 4, "", "Raw"]),
-            fields=self.some(FIELDS[:3], 0) if self.chance(0.9) else self.some(FIELDS),
+            fields=self.fields(like),
             labels={name: value for name, value in labels.items() if self.chance(0.8)},
         )
 
@@ -167,7 +210,7 @@ def ask_cedar(exported: cedar.Export, asked: list[Request]) -> list[tuple[bool, 
 
 @pytest.mark.invariant("S3")
 @given(SEEDS)
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=350, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_decisions_and_determining_rules_equal_cedars(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -179,20 +222,33 @@ def test_decisions_and_determining_rules_equal_cedars(seed: int) -> None:
 
 def test_the_oracle_sees_every_kind_of_decision() -> None:
     seen: Counter[str] = Counter()
-    for seed in range(1000):
+    for seed in range(1500):
         maker = Maker(seed)
         document = maker.document()
         decision = Policy(document).decide(maker.request(document))
         seen["allow" if decision.allowed else "default" if not decision.rules else "stop"] += 1
         seen["undecided"] += "cannot be decided" in decision.reason
+        seen["no jurisdiction"] += "states no jurisdiction" in decision.reason
+        seen["no fields"] += "does not state its fields" in decision.reason
+        seen["no time"] += "label 'time_ms'" in decision.reason
+        seen["nothing to drop"] += "personal fields are to be dropped" in decision.reason
+        chosen = [rule for rule in document.rules if rule.id in decision.rules]
+        seen["group"] += any(rule.groups for rule in chosen)
+        seen["window"] += any(isinstance(each, TimeCondition) for rule in chosen for each in rule.conditions)
+        seen["jurisdiction"] += decision.allowed and any(rule.jurisdictions for rule in chosen)
+        seen["fields"] += decision.allowed and any(rule.fields for rule in chosen)
+        seen["dropped"] += decision.allowed and any(rule.obligations.drop_personal for rule in chosen)
         seen["forbidden"] += "forbidden by" in decision.reason
         seen.update(rule for rule in decision.rules if rule.startswith("comity."))
-    kinds = ("allow", "default", "stop", "undecided", "forbidden", INCOMPLETE, PERSONAL, UNKNOWN_FIELD)
+    kinds = (
+        "allow", "default", "stop", "undecided", "forbidden", "no jurisdiction", "no fields", "no time", "group",
+        "window", "nothing to drop", "jurisdiction", "fields", "dropped", INCOMPLETE, PERSONAL, UNKNOWN_FIELD,
+    )  # fmt: skip
     assert all(seen[kind] >= 3 for kind in kinds), seen
 
 
 @given(SEEDS)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_compiled_match_is_the_examined_one(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -215,7 +271,7 @@ def test_the_compiled_match_is_the_examined_one(seed: int) -> None:
 
 @pytest.mark.invariant("S1")
 @given(SEEDS)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_forbid_rule_never_widens_access(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -227,14 +283,26 @@ def test_a_forbid_rule_never_widens_access(seed: int) -> None:
 
 @pytest.mark.invariant("S1")
 @given(SEEDS)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_another_obligation_never_widens_access_nor_loosens_what_is_asked_for(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
     if not (allowing := [rule for rule in document.rules if rule.allows]):
         return
     chosen = maker.random.choice(allowing)
-    more = replace(chosen, obligations=merge(chosen.obligations, Obligations(min_distance_to_private=0.9)))
+    # The loader refuses a rule that asks for two forms of a field which exclude each other.
+    formless = [name for name in FIELDS if name not in {*chosen.obligations.generalize, *chosen.obligations.hash}]
+    some = maker.some(formless or ["other"])
+    extra = [
+        Obligations(min_distance_to_private=0.9),
+        Obligations(mask=dict.fromkeys(some, 2)),
+        Obligations(hash=some),
+        Obligations(noise={name: Noise(1, 0, 10) for name in some}),
+        Obligations(k_anonymity=KAnonymity(5, some), expire_ms=5, retain_ms=5, onward=Onward.NEVER),
+        Obligations(quotas=(Quota(1, "r"),), notify=frozenset({"dpo"}), approvals=(Approval(1, "r"),)),
+    ]
+    added = maker.random.choice(extra)
+    more = replace(chosen, obligations=merge(chosen.obligations, added))
     rules = tuple(more if rule is chosen else rule for rule in document.rules)
     before, after = Policy(document), Policy(replace(document, rules=rules))
     for request in [maker.request(document) for _ in range(20)]:
@@ -242,11 +310,40 @@ def test_another_obligation_never_widens_access_nor_loosens_what_is_asked_for(se
         assert (new.allowed, new.rules) == (old.allowed, old.rules)
         assert covers(new.obligations, old.obligations)
         if chosen.id in new.rules and new.allowed:
-            assert new.obligations.min_distance_to_private == 0.9
+            assert covers(new.obligations, added)
+            assert set(new.obligations.quotas) >= set(added.quotas)
+            assert set(new.obligations.approvals) >= set(added.approvals)
+            assert new.obligations.notify >= added.notify
+
+
+@pytest.mark.invariant("S1")
+@given(SEEDS)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_another_redaction_lets_through_has_no_personal_field(seed: int) -> None:
+    """Redacting personal fields is one of the two ways in which they are settled; nothing else passes by it."""
+    maker = Maker(seed)
+    document = maker.document()
+    if not (allowing := [rule for rule in document.rules if rule.allows]):
+        return
+    chosen = maker.random.choice(allowing)
+    redaction = Obligations(redact=maker.some(FIELDS)) if maker.chance(0.5) else Obligations(drop_personal=True)
+    more = replace(chosen, obligations=merge(chosen.obligations, redaction))
+    rules = tuple(more if rule is chosen else rule for rule in document.rules)
+    before, after = Policy(document), Policy(replace(document, rules=rules))
+    for request in [maker.request(document) for _ in range(20)]:
+        old, new = before.decide(request), after.decide(request)
+        if new.allowed and not old.allowed:
+            passed = {path for rule in rules if rule.id in new.rules for path in rule.personal}
+            personal = document.personal_of(request.dataset) or frozenset()
+            assert (personal & request.fields) - passed <= new.obligations.redact
+            assert request.fields & new.obligations.redact
+        if new.allowed and old.allowed:
+            # Onward apart: another rule may match by now, and say something where none did.
+            assert covers(new.obligations, replace(old.obligations, onward=Onward.ALLOWED))
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_another_allow_rule_never_loosens_what_was_asked_for_already(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()
@@ -260,7 +357,7 @@ def test_another_allow_rule_never_loosens_what_was_asked_for_already(seed: int) 
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_decision_depends_neither_on_earlier_ones_nor_on_the_rules_order(seed: int) -> None:
     maker = Maker(seed)
     document = maker.document()

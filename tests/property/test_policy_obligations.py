@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,13 @@ from hypothesis import strategies as st
 from comity.digest import canonical_json
 from comity.errors import PolicyDenied
 from comity_node.policy.obligations import (
+    Approval,
+    Budget,
+    KAnonymity,
+    Noise,
     Obligations,
     Onward,
+    Quota,
     Rate,
     ReviewTerms,
     apply,
@@ -21,20 +27,41 @@ from comity_node.policy.obligations import (
     from_terms,
     merge,
     merge_all,
+    pseudonyms,
+    resolve,
+    shared,
     to_score,
     to_terms,
+    too_rare,
     verify,
+    verify_batch,
 )
 
 #: A busy machine is no failure.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=250)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100)
 
 PATHS = ["age", "name", "notes", "notes.free_text", "notes.free_text.line", "visits.cost"]
 GRIDS = st.sampled_from([1e-6, 0.001, 0.1, 0.15, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 12.5, 999_999_937.0, 1e9])
 
 reviews = st.builds(ReviewTerms, st.integers(1, 9), st.booleans(), st.sampled_from([0.0, 0.29, 0.7, 0.7001, 1.0]))
+noises = st.builds(
+    Noise, st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([-20.0, -0.5, 0.0]), st.sampled_from([0.25, 3.0, 20.0])
+)
+rules = st.sampled_from("ab")
 obligations = st.builds(
     Obligations,
+    mask=st.dictionaries(st.sampled_from(PATHS), st.integers(0, 4), max_size=3),
+    hash=st.frozensets(st.sampled_from(PATHS), max_size=2),
+    noise=st.dictionaries(st.sampled_from(PATHS), noises | st.just(Noise(1, 5, 6)), max_size=2),
+    drop_personal=st.booleans(),
+    k_anonymity=st.none() | st.builds(KAnonymity, st.integers(2, 4), st.frozensets(st.sampled_from(PATHS), min_size=1)),
+    quotas=st.lists(st.builds(Quota, st.integers(0, 3), rules), max_size=2).map(tuple),
+    budgets=st.lists(
+        st.builds(Budget, st.sampled_from([0.5, 1.0]), st.sampled_from([(), ("recipient",)]), rules), max_size=2
+    ).map(tuple),
+    notify=st.frozensets(st.sampled_from(["dpo", "desk"])),
+    approvals=st.lists(st.builds(Approval, st.integers(1, 3), rules), max_size=3).map(tuple),
+    expire_ms=st.none() | st.integers(1, 10**13),
     redact=st.frozensets(st.sampled_from(PATHS), max_size=3),
     generalize=st.dictionaries(st.sampled_from(PATHS), GRIDS, max_size=4),
     min_distance_to_private=st.none() | st.sampled_from([0.0, 0.1, 0.15, 3.0]),
@@ -89,34 +116,88 @@ def test_merging_many_covers_each(parts: list[Obligations]) -> None:
     assert all(covers(merge_all(parts), part) for part in parts)
 
 
-def numeric_only(duties: Obligations) -> Obligations:
-    """Leave the grids of fields that are numbers in `records`."""
-    grids = {path: grid for path, grid in duties.generalize.items() if path in ("age", "visits.cost")}
-    return Obligations(redact=duties.redact, generalize=grids)
+def fitting(duties: Obligations) -> Obligations:
+    """Leave the forms that suit the types of fields in `records`."""
+    numeric, texts = ("age", "visits.cost"), ("name", "notes.free_text.line", "visits.ward")
+    return Obligations(
+        redact=duties.redact,
+        generalize={path: grid for path, grid in duties.generalize.items() if path in numeric},
+        noise={path: noise for path, noise in duties.noise.items() if path in numeric},
+        mask={path: kept for path, kept in duties.mask.items() if path in texts},
+        hash=frozenset(path for path in duties.hash if path in texts),
+    )
+
+
+def shaped(duties: Obligations, record: dict[str, Any], noise: float = 0.0) -> dict[str, Any] | None:
+    """Apply obligations; None where a whole number has no value within the bounds of its noise."""
+    try:
+        return apply(duties, record, pseudonym=pseudonyms(bytes(16)), noise=lambda _, value, __: value + noise)
+    except PolicyDenied as error:
+        assert "no value within its bounds" in str(error)  # noqa: PT017
+        return None
+
+
+@pytest.mark.invariant("S1")
+@given(obligations, obligations, records, st.floats(-1e9, 1e9))
+@PATIENT
+def test_what_is_applied_passes_each_sides_check(
+    a: Obligations, b: Obligations, record: dict[str, Any], noise: float
+) -> None:
+    a, b = fitting(a), fitting(b)
+    both = merge(a, b)
+    before = json.dumps(record)
+    done = shaped(both, record, noise)
+    assert json.dumps(record) == before
+    if done is None:
+        return
+    for duties in (a, b, both):
+        verify(duties, done)
+        verify(duties, json.loads(canonical_json(done)))
+    if not both.hash:
+        assert shaped(both, done) == done
 
 
 @pytest.mark.invariant("S1")
 @given(obligations, obligations, records)
 @PATIENT
-def test_what_is_applied_passes_each_sides_check(a: Obligations, b: Obligations, record: dict[str, Any]) -> None:
-    a, b = numeric_only(a), numeric_only(b)
-    before = json.dumps(record)
-    done = apply(merge(a, b), record)
-    for duties in (a, b, merge(a, b)):
-        verify(duties, done)
-        verify(duties, json.loads(canonical_json(done)))
-    assert json.dumps(record) == before
-    assert apply(merge(a, b), done) == done
+def test_what_satisfies_the_stricter_satisfies_the_looser(
+    a: Obligations, b: Obligations, record: dict[str, Any]
+) -> None:
+    a, b = fitting(a), fitting(b)
+    if covers(a, b) and (done := shaped(a, record)) is not None:
+        verify(b, done)
+
+
+@given(obligations, st.lists(records, max_size=8))
+@PATIENT
+def test_without_the_rare_rows_the_others_are_anonymous(duties: Obligations, rows: list[dict[str, Any]]) -> None:
+    duties = Obligations(k_anonymity=duties.k_anonymity)
+    rare = too_rare(duties, rows)
+    verify_batch(duties, [row for position, row in enumerate(rows) if position not in rare])
+    if rare:
+        with pytest.raises(PolicyDenied, match="share their identifying values"):
+            verify_batch(duties, rows)
+
+
+@given(obligations, st.frozensets(st.sampled_from(PATHS)))
+@PATIENT
+def test_dropping_personal_fields_is_redacting_them(duties: Obligations, personal: frozenset[str]) -> None:
+    resolved = resolve(duties, personal)
+    assert not resolved.drop_personal
+    assert covers(resolved, Obligations(redact=personal if duties.drop_personal else frozenset()))
+    assert resolved == merge(resolved, duties if not duties.drop_personal else resolved)
 
 
 @pytest.mark.invariant("S1")
 @given(records, obligations)
 @PATIENT
 def test_nothing_but_what_was_asked_for_changes(record: dict[str, Any], duties: Obligations) -> None:
-    duties = numeric_only(duties)
-    done = apply(duties, record)
+    duties = fitting(duties)
+    if (done := shaped(duties, record)) is None:
+        return
     assert done["label"] == record["label"]
-    touched = {path.split(".")[0] for path in (*duties.redact, *duties.generalize)}
+    paths = (*duties.redact, *duties.generalize, *duties.noise, *duties.mask, *duties.hash)
+    touched = {path.split(".")[0] for path in paths}
     for name in record:
         if name.split(".")[0] in touched:
             continue
@@ -147,13 +228,7 @@ def test_a_value_off_the_grid_is_noticed(multiple: int, grid: float, off: float)
 def test_what_an_agreement_carries_is_never_looser(duties: Obligations) -> None:
     message = to_terms(duties)
     back = from_terms(type(message).FromString(message.SerializeToString()))
-    visible = Obligations(
-        redact=duties.redact,
-        generalize=duties.generalize,
-        min_distance_to_private=duties.min_distance_to_private,
-        retain_ms=duties.retain_ms,
-        onward=duties.onward,
-    )
+    visible = replace(shared(resolve(duties, frozenset())), review=None)
     assert covers(back, visible)
     assert back == visible
 

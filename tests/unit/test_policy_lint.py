@@ -17,7 +17,9 @@ version: 1
 organization: mercy.example
 purposes: {research: {}, screening: {parent: research}}
 datasets:
-  tumours: {classification: confidential, schema: {age: {type: integer}, size: {type: number}, t.x: {type: string}}}
+  tumours:
+    classification: confidential
+    schema: {age: {type: integer}, size: {type: number}, t.x: {type: string, personal: false}}
 rules:
   - id: base
     effect: allow
@@ -92,13 +94,11 @@ def test_rules_that_do_change_something_are_left_alone(rule: str) -> None:
 
 
 def test_datasets_and_nothing_allowed() -> None:
-    found = findings(
-        "",
-        TOP.split("rules:")[0].replace("tumours:", "old:").replace(", schema", ", subject: x, schema") + "rules: []\n",
-    )
-    assert [code for code, _ in found] == ["nothing-allowed", "unused-dataset"]
+    top = TOP.split("rules:")[0].replace("tumours:", "old:").replace("    schema", "    subject: x\n    schema")
+    found = findings("", top + "rules: []\n")
+    assert [code for code, _ in found] == ["nothing-allowed", "unused-purpose", "unused-purpose", "unused-dataset"]
     bare = "version: 1\norganization: mercy.example\ndatasets: {d: {classification: public}}\n"
-    found = findings("  - {id: a, effect: forbid, action: tunnel.open, data: {dataset: d}}\n", bare + "rules:\n")
+    found = findings("  - {id: a, effect: forbid, action: update.send, data: {dataset: d}}\n", bare + "rules:\n")
     assert [code for code, _ in found] == ["nothing-allowed", "no-schema"]
 
 

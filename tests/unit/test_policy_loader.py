@@ -13,6 +13,7 @@ from comity_node.policy.engine import Policy
 from comity_node.policy.loader import load, loads_policy
 from comity_node.policy.model import ACTIONS, Effect, Field, FlagCondition, NumberCondition, TextCondition
 from comity_node.policy.obligations import Obligations, Onward, Rate, ReviewTerms
+from kit.bad_policies import DATA, FILES, MORE, ONE_RULE, SCHEMA_IS, WHOLE_RULES
 
 FULL = """\
 version: 1
@@ -111,114 +112,26 @@ def policy(rules: str, top: str = "") -> Policy:
     return loads_policy(f"version: 1\norganization: mercy.example\n{top}\nrules:\n{rules}", file="p.yaml")
 
 
-RULE = "  - {{id: a, effect: allow, action: record.send, to: {{organization: [b.example]}}{more}}}"
-DATA = "datasets: {d: {classification: public}}"
-
-
 @pytest.mark.invariant("S3")
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (", @obligation: {}", 'unknown key "obligation" in rules.0.; did you mean "obligations"'),
-        (", purpose: [a, @a]", "listed twice"),
-        (", purpose: [@1]", "quotes"),
-        (", data: {dataset: @e}", 'unknown dataset "e"'),
-        (", data: {kind: @synthetics}", 'did you mean "synthetic"'),
-        (", data: {classification: @secret}", "known: confidential, internal, public, restricted"),
-        (", data: {@kinds: raw}", 'did you mean "kind"'),
-        (", when: {@record: {max: 1}}", 'unknown label "record"; did you mean "records"'),
-        (", when: {records: @{max: 1, min: 2}}", "min is above max"),
-        (", when: {records: @{}}", "needs min, max or both"),
-        (", when: {records: @5}", "expected a mapping"),
-        (", when: {tunnel: @{max: 1}}", "expected a string"),
-        (", when: {distinct_organizations: @yes}", "true or false"),
-        (", obligations: {redact: [@a..b]}", "no path"),
-        (", obligations: {redact: @[]}", "empty"),
-        (", obligations: {generalize: {age: @0}}", "must be from 1e-06"),
-        (", obligations: {generalize: {age: @0.1234567}}", "six decimals"),
-        (", obligations: {generalize: {@a.: 1}}", "no path"),
-        (", obligations: {min_distance_to_private: @-1}", "must be from 0"),
-        (", obligations: {rate: @{records: 1}}", 'the key "per" is missing'),
-        (", obligations: {rate: {records: 1, per: @1}}", "duration"),
-        (", obligations: {retain: @10ms}", "must be from 1s"),
-        (", obligations: {review: {quorum: @0}}", "from 1 to 1000"),
-        (", obligations: {review: {quorum: 1, min_score: @70}}", "from 0 to 1"),
-        (", obligations: {onward: @no}", 'unknown value "no"'),
-        (", from: @{organization: '*'}", "names the other side once"),
-        (", with: @{organization: '*'}", "names the other side once"),
-    ],
-)
+@pytest.mark.parametrize(("more", "message"), MORE)
 def test_a_rule_is_refused_with_its_place(more: str, message: str) -> None:
     """`@` marks where the error must point to."""
     with pytest.raises(ConfigError, match=message) as caught:
-        policy(RULE.format(more=more.replace("@", "")), DATA)
-    column = RULE.format(more=more).index("@") + 1
+        policy(ONE_RULE.format(more=more.replace("@", "")), DATA)
+    column = ONE_RULE.format(more=more).index("@") + 1
     assert (caught.value.file, caught.value.line, caught.value.column) == ("p.yaml", 5, column)
 
 
 @pytest.mark.invariant("S3")
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ("{id: a, effect: allow, action: record.send}", "an allow rule must say who"),
-        ("{id: a, effect: allow, action: record.sned, to: {organization: '*'}}", 'did you mean "record.send"'),
-        ("{id: a, effect: allow, action: record.send, from: {organization: '*'}}", "does not go from .* write to"),
-        (
-            "{id: a, effect: allow, action: [record.send, record.receive], to: {organization: '*'}}",
-            "record.receive does",
-        ),
-        ("{id: a, effect: allow, action: '*', to: {organization: '*'}}", "does not go to"),
-        ("{id: a, effect: allow, action: record.send, to: {role: [x]}}", '"organization" is missing'),
-        ("{id: a, effect: allow, action: record.send, to: {organization: [Mercy]}}", "no organization name"),
-        ("{id: a, effect: allow, action: record.send, to: {organization: ['*', b.example]}}", "no organization name"),
-        ("{id: a, effect: deny, action: record.send}", 'unknown effect "deny"'),
-        ("{id: A, effect: forbid, action: record.send}", "is no id"),
-        ("{id: comity.x, effect: forbid, action: record.send}", "built-in"),
-        ("{id: 1, effect: forbid, action: record.send}", "quotes"),
-        ("{effect: forbid, action: record.send}", '"id" is missing'),
-        ("{id: a, effect: forbid, action: []}", "empty"),
-        ("{id: a, effect: forbid, action: '*', obligations: {onward: never}}", "has no obligations"),
-        ("{id: a, effect: forbid, action: '*', data: {personal: [x]}}", "a forbid rule has none"),
-        (
-            "{id: a, effect: forbid, action: '*'}\n  - {id: a, effect: forbid, action: '*'}",
-            "already taken by p.yaml:5:5",
-        ),
-        ("no", "expected a mapping"),
-    ],
-)
+@pytest.mark.parametrize(("rule", "message"), WHOLE_RULES)
 def test_a_rule_is_refused(rule: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         policy(f"  - {rule}")
     assert caught.value.line >= 4
 
 
-START = "version: 1\norganization: a.example\nrules: []\n"
-SCHEMA_IS = START + "datasets: {d: {classification: public, schema: "
-
-
 @pytest.mark.invariant("S3")
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("organization: a.example\nrules: []", '"version" is missing'),
-        ("version: 2\norganization: a.example\nrules: []", "from 1 to 1"),
-        ("version: 1\nrules: []", '"organization" is missing'),
-        ("version: 1\norganization: a.example", '"rules" is missing'),
-        (START + "rule: []", 'did you mean "rules"'),
-        (START + "purposes: {a: {parent: b}}", "unknown purpose"),
-        (START + "purposes: {a: {parent: b}, b: {parent: a}}", "own ancestor"),
-        (START + "purposes: {a: {parent: a}}", "own ancestor"),
-        (START + "datasets: {d: {}}", '"classification" is missing'),
-        (START + "datasets: {D: {classification: public}}", "is no name"),
-        (SCHEMA_IS + "none.yaml}}", "no such file"),
-        (SCHEMA_IS + "{a: {}}}}", '"type" is missing'),
-        (SCHEMA_IS + "{a: {type: text}}}}", "unknown type"),
-        (SCHEMA_IS + "{a: {type: string, max: 3}}}}", "no range"),
-        (SCHEMA_IS + "{a: {type: number, values: [x]}}}}", "values are for"),
-        (SCHEMA_IS + "{a: {type: number, min: 3, max: 2}}}}", "min is above"),
-        (SCHEMA_IS + "{a: {type: string, personal: no}}}}", "true or false"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), FILES)
 def test_a_policy_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         loads_policy(text)
@@ -235,7 +148,7 @@ def test_a_broken_schema_file_is_named_itself(tmp_path: Path) -> None:
 
 
 def test_undeclared_purposes_are_any_words_and_declared_ones_are_not() -> None:
-    rule = RULE.format(more=", purpose: [anything]")
+    rule = ONE_RULE.format(more=", purpose: [anything]")
     assert policy(rule).document.rules[0].purposes == frozenset({"anything"})
     with pytest.raises(ConfigError, match="unknown purpose"):
         policy(rule, "purposes: {research: {}}")

@@ -17,11 +17,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from comity_node.policy.coverage import Coverage, cover
+from comity_node.policy.diff import Asked
 from comity_node.policy.engine import Policy
 from comity_node.policy.loader import load, read_obligations
 from comity_node.policy.model import ACTIONS, KINDS, LABELS, Decision, Label, LabelValue, Obligations, Request
 from comity_node.policy.obligations import covers, to_json
-from comity_node.strictyaml import Node, shown, suggest
+from comity_node.strictyaml import Node, Section, shown, suggest
 from comity_node.strictyaml import load as load_yaml
 
 _CASE = ("name", "request", "expect", "rules", "obligations")
@@ -59,12 +61,17 @@ class Report:
     Attributes:
         policy: the file of the policy.
         results: in the order of the file.
-        untested: ids of rules that determined no case's decision, in the policy's order.
+        coverage: what the cases touch of the policy.
     """
 
     policy: str
     results: tuple[CaseResult, ...]
-    untested: tuple[str, ...]
+    coverage: Coverage
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """Ids of rules that determined no case's decision, in the policy's order."""
+        return self.coverage.untested
 
     @property
     def failures(self) -> tuple[CaseResult, ...]:
@@ -83,13 +90,32 @@ def run(path: Path) -> Report:
     Raises:
         ConfigError: one of the files cannot be read or is not understood.
     """
-    top = load_yaml(path).mapping("version", "policy", "cases")
-    top.required("version").integer(1, 1)
+    top = _top(path)
     policy = load(top.required("policy").file_path(path.parent))
     rules = [rule.id for rule in policy.document.rules]
     results = tuple(_run(policy, _case(node, rules)) for node in top.required("cases").one_or_more())
-    tested = {rule for result in results for rule in result.decision.rules}
-    return Report(policy.document.source, results, tuple(rule for rule in rules if rule not in tested))
+    coverage = cover(policy.document, ((result.case.request, result.decision) for result in results))
+    return Report(policy.document.source, results, coverage)
+
+
+def _top(path: Path) -> Section:
+    top = load_yaml(path).mapping("version", "policy", "cases")
+    top.required("version").integer(1, 1)
+    return top
+
+
+def asked(path: Path) -> tuple[Asked, ...]:
+    """Return the requests of a file of cases, for a comparison of policies; the policy that it names is not read.
+
+    Raises:
+        ConfigError: the file cannot be read or is not understood.
+    """
+    found = []
+    for node in _top(path).required("cases").one_or_more():
+        section = node.mapping(*_CASE)
+        name, request = section.required("name").string(), read_request(section.required("request"))
+        found.append(Asked(request, origin=f"{node.mark}: {name}"))
+    return tuple(found)
 
 
 def read_request(node: Node) -> Request:

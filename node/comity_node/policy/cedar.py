@@ -1,10 +1,13 @@
 r"""Policies as Cedar, for who wants to read or check them there.
 
-Cedar: https://docs.cedarpolicy.com/policies/syntax-policy.html. The other organization is the principal, the dataset
-the resource with its classification as parent, the purpose an entity below its parents; role, kind, fields and labels
-are the context. Cedar skips a policy whose condition errors, and so allows what an undecidable `forbid` should stop;
-here each rule with conditions gets a second, `forbid` policy that matches when it cannot be decided. The built-in rules
-are written out in the same way. Obligations, which Cedar does not have, are an annotation.
+Cedar: https://docs.cedarpolicy.com/policies/syntax-policy.html. The other organization is the principal, with its
+groups as parents and its jurisdictions as an attribute; the dataset is the resource with its classification as parent,
+the purpose an entity below its parents; role, kind, fields and labels are the context. Cedar computes no day of the
+week: a time window asks about `context.labels.minute_of_week`, which `to_request` makes of the label `time_ms`.
+
+Cedar skips a policy whose condition errors, and so allows what an undecidable `forbid` should stop; here each rule with
+conditions gets a second, `forbid` policy that matches when it cannot be decided. The built-in rules are written out in
+the same way. Obligations, which Cedar does not have, are an annotation.
 
 Equal in decision and determining rules, with two limits: field paths are compared as written (records without nesting),
 and numbers have at most four decimals.
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from comity.errors import ConfigError
+from comity_node.policy.conditions import minute_of_week
+from comity_node.policy.lattice import is_under
 from comity_node.policy.model import (
     ACTIONS,
     INCOMPLETE,
@@ -35,9 +40,11 @@ from comity_node.policy.model import (
     PolicyDocument,
     Request,
     Rule,
+    TimeCondition,
 )
-from comity_node.policy.obligations import is_under, to_json
+from comity_node.policy.terms import to_json
 
+_MINUTE = "minute_of_week"
 _DECLARED = 'Classification::"comity.declared"'
 
 
@@ -62,16 +69,20 @@ def export(document: PolicyDocument) -> Export:
     Raises:
         ConfigError: a number in a condition has more than four decimals or is over 9e14.
     """
-    policies: list[tuple[str, str]] = [(INCOMPLETE, _policy(INCOMPLETE, "forbid", _incomplete()))]
+    policies: list[tuple[str, str]] = [(INCOMPLETE, _policy(INCOMPLETE, "forbid", _incomplete(document)))]
     for rule in document.rules:
         effect = "permit" if rule.allows else "forbid"
-        policies.append((rule.id, _policy(rule.id, effect, _matches(rule), rule)))
-        if rule.conditions or rule.classifications is not None:
-            policies.append((rule.id, _policy(f"{rule.id}?undecided", "forbid", _undecided(rule))))
+        policies.append((rule.id, _policy(rule.id, effect, _matches(rule, document), rule)))
+        if _open_conditions(rule, document):
+            policies.append((rule.id, _policy(f"{rule.id}?undecided", "forbid", _undecided(rule, document))))
     for dataset in document.datasets.values():
         policies += [
             (id_, _policy(f"{id_}?{dataset.name}", "forbid", body)) for id_, body in _guards(document, dataset)
         ]
+    if drops := [rule for rule in document.rules if _drops_personal(rule)]:
+        known = _set("Dataset", (each.name for each in document.datasets.values() if each.fields is not None))
+        body = f"!(resource in {known}) && ({_any(_matches(rule, document) for rule in drops)})"
+        policies.append((PERSONAL, _policy(f"{PERSONAL}?unknown", "forbid", body)))
     return Export(
         "\n".join(text for _, text in policies), tuple(id_ for id_, _ in policies), tuple(_entities(document))
     )
@@ -84,6 +95,8 @@ def to_request(request: Request) -> dict[str, Any]:
         ConfigError: a label has more than four decimals or is over 9e14.
     """
     labels = {name: _label(value) for name, value in request.labels.items() if _is_typed(name, value)}
+    if (minute := minute_of_week(request.labels)) is not None:
+        labels[_MINUTE] = minute
     return {
         "principal": {"type": "Organization", "id": request.organization},
         "action": {"type": "Action", "id": request.action},
@@ -146,11 +159,18 @@ def _any(parts: Iterable[str]) -> str:
     return " || ".join(f"({part})" for part in parts) or "false"
 
 
-def _scope(rule: Rule) -> list[str]:
+def _principals(rule: Rule, document: PolicyDocument) -> str:
+    grouped = frozenset[str]().union(*(document.groups[name] for name in rule.groups))
+    named = [f"Group::{_quoted(name)}" for name in sorted(rule.groups)]
+    named += [f"Organization::{_quoted(name)}" for name in sorted((rule.organizations or frozenset()) - grouped)]
+    return f"[{', '.join(named)}]"
+
+
+def _scope(rule: Rule, document: PolicyDocument) -> list[str]:
     """Return the conditions of a rule that can always be decided."""
     parts = [f"action in {_set('Action', rule.actions)}"]
     if rule.organizations is not None:
-        parts.append(f"principal in {_set('Organization', rule.organizations)}")
+        parts.append(f"principal in {_principals(rule, document)}")
     if rule.roles is not None:
         parts.append(f"{_set('', rule.roles)}.contains(context.role)")
     if rule.datasets is not None:
@@ -164,16 +184,41 @@ def _scope(rule: Rule) -> list[str]:
     return parts
 
 
-def _open_conditions(rule: Rule) -> list[tuple[str, str]]:
+def _open_conditions(rule: Rule, document: PolicyDocument) -> list[tuple[str, str]]:
     """Return the conditions that may be undecidable: what it takes to decide each, and then the condition."""
-    found = [(f"context.labels has {each.label}", _condition(each)) for each in rule.conditions]
+    found = [(f"context.labels has {_name(each)}", _condition(each)) for each in rule.conditions]
+    if rule.jurisdictions is not None:
+        within = f"principal.jurisdiction.containsAny({_set('', rule.jurisdictions)})"
+        found.append(("principal has jurisdiction", within))
+    if rule.fields is not None:
+        found.append(("!context.fields.isEmpty()", _fields(rule, document)))
     if rule.classifications is not None:
         found.append((f"resource in {_DECLARED}", f"resource in {_set('Classification', rule.classifications)}"))
     return found
 
 
+def _fields(rule: Rule, document: PolicyDocument) -> str:
+    wanted = rule.fields or frozenset()
+    if not rule.allows:
+        return f"{_set('', wanted)}.containsAny(context.fields)"
+    covered = wanted | rule.obligations.redact
+    parts = [f"{_set('', covered)}.containsAll(context.fields)"]
+    if rule.obligations.drop_personal:
+        for each in document.datasets.values():
+            if each.personal:
+                holds = f"{_set('', covered | each.personal)}.containsAll(context.fields)"
+                parts.append(f"resource == Dataset::{_quoted(each.name)} && {holds}")
+    return _any(parts)
+
+
+def _name(condition: Condition) -> str:
+    return _MINUTE if isinstance(condition, TimeCondition) else condition.label
+
+
 def _condition(condition: Condition) -> str:
-    name = f"context.labels.{condition.label}"
+    name = f"context.labels.{_name(condition)}"
+    if isinstance(condition, TimeCondition):
+        return _any(f"{name} >= {begin} && {name} < {end}" for begin, end in condition.intervals())
     if isinstance(condition, FlagCondition):
         return f"{name} == {str(condition.value).lower()}"
     if not isinstance(condition, NumberCondition):
@@ -186,17 +231,18 @@ def _condition(condition: Condition) -> str:
     return _all(parts)
 
 
-def _matches(rule: Rule) -> str:
-    return _all([*_scope(rule), *(f"{known} && {holds}" for known, holds in _open_conditions(rule))])
+def _matches(rule: Rule, document: PolicyDocument) -> str:
+    conditions = (f"{known} && ({holds})" for known, holds in _open_conditions(rule, document))
+    return _all([*_scope(rule, document), *conditions])
 
 
-def _undecided(rule: Rule) -> str:
-    conditions = _open_conditions(rule)
+def _undecided(rule: Rule, document: PolicyDocument) -> str:
+    conditions = _open_conditions(rule, document)
     none_fails = [f"(!({known}) || ({holds}))" for known, holds in conditions]
-    return _all([*_scope(rule), *none_fails, f"({_any(f'!({known})' for known, _ in conditions)})"])
+    return _all([*_scope(rule, document), *none_fails, f"({_any(f'!({known})' for known, _ in conditions)})"])
 
 
-def _incomplete() -> str:
+def _incomplete(document: PolicyDocument) -> str:
     empty = {
         "purpose": 'context.purpose == Purpose::""',
         "dataset": 'resource == Dataset::""',
@@ -206,6 +252,8 @@ def _incomplete() -> str:
     for name, is_empty in empty.items():
         actions = [action for action in ACTIONS if name in REQUIRED.get(action, ())]
         parts.append(f"action in {_set('Action', actions)} && {is_empty}")
+    if document.purposes is not None:
+        parts.append(f"!({_set('Purpose', ('', *document.purposes))}.contains(context.purpose))")
     return _any(parts)
 
 
@@ -214,15 +262,28 @@ def _guards(document: PolicyDocument, dataset: Dataset) -> Iterable[tuple[str, s
     if dataset.fields is None:
         return
     allows = [rule for rule in document.rules if rule.allows]
-    here = f"resource == Dataset::{_quoted(dataset.name)} && ({_any(_matches(rule) for rule in allows)})"
+    here = f"resource == Dataset::{_quoted(dataset.name)} && ({_any(_matches(rule, document) for rule in allows)})"
     yield UNKNOWN_FIELD, f"{here} && !({_set('', dataset.fields)}.containsAll(context.fields))"
     for path in sorted(dataset.personal):
-        settled = [rule for rule in allows if is_under(path, rule.obligations.redact) or is_under(path, rule.personal)]
-        exposed = f"context.fields.contains({_quoted(path)}) && !({_any(_matches(rule) for rule in settled)})"
+        settled = [
+            rule
+            for rule in allows
+            if _drops_personal(rule) or is_under(path, rule.obligations.redact) or is_under(path, rule.personal)
+        ]
+        exposed = f"context.fields.contains({_quoted(path)}) && !({_any(_matches(rule, document) for rule in settled)})"
         yield PERSONAL, f"{here} && {exposed}"
 
 
+def _drops_personal(rule: Rule) -> bool:
+    return rule.allows and rule.obligations.drop_personal
+
+
 def _entities(document: PolicyDocument) -> Iterable[dict[str, Any]]:
+    for name in sorted({*document.organizations, *(each for group in document.groups.values() for each in group)}):
+        groups = [{"type": "Group", "id": group} for group, members in document.groups.items() if name in members]
+        places = document.jurisdictions_of(name)
+        attributes = {"jurisdiction": sorted(places)} if places else {}
+        yield {"uid": {"type": "Organization", "id": name}, "attrs": attributes, "parents": groups}
     for dataset in document.datasets.values():
         parents = [
             {"type": "Classification", "id": dataset.classification},

@@ -1,10 +1,12 @@
 """The policy decision point: a pure function from a request to a decision.
 
-1. A request whose action is unknown, or that does not say what its action requires, is denied.
+1. A request whose action is unknown, or that does not say what its action requires, or that is for a purpose which is
+   not among those that the policy declares, is denied.
 2. A rule matches when all its conditions hold (`matching.examine`). One that cannot be decided denies (S3).
 3. A forbid rule that matches denies.
 4. Fields of a dataset with a schema: one that the schema does not have denies; a personal one denies, unless a rule
    that allows the request redacts it or lets it pass by name.
+   Where one that allows it drops personal fields, it has to be known which those are.
 5. If an allow rule matches it is allowed, with the obligations of all that match, strictest of each. What no matching
    rule says about onward is `never`.
 6. Otherwise it is denied: that is the default, and nothing changes it.
@@ -17,7 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
+from typing import Final
 
+from comity.errors import PolicyDenied
+from comity_node.policy.index import RuleIndex, bits_of
+from comity_node.policy.lattice import is_under, merge_all, resolve
 from comity_node.policy.matching import NEAREST, examine
 from comity_node.policy.model import (
     ACTIONS,
@@ -27,7 +33,6 @@ from comity_node.policy.model import (
     REQUIRED,
     UNKNOWN_ACTION,
     UNKNOWN_FIELD,
-    Condition,
     Dataset,
     Decision,
     NearMiss,
@@ -38,9 +43,10 @@ from comity_node.policy.model import (
     Rule,
     overlaps,
 )
-from comity_node.policy.obligations import is_under, merge_all
 
 _MAX_MEMO = 4096
+#: Reasons of a denial, and rules that allow, that are told.
+_MOST_REASONS = 8
 _NOTHING = Obligations()
 _KINDS = frozenset(("", *KINDS))
 
@@ -48,16 +54,18 @@ _KINDS = frozenset(("", *KINDS))
 class Policy:
     """One organization's policy, compiled.
 
-    Rules are indexed by action and organization, so that a decision looks only at those that can matter.
+    Rules are indexed by all that a request says (`index`), so that a decision looks only at those that can matter.
     """
 
     def __init__(self, document: PolicyDocument) -> None:
         self.document = document
-        compiled = [_Compiled(1 << position, rule, document) for position, rule in enumerate(document.rules)]
-        self._table = {action: _ActionTable(action, compiled) for action in ACTIONS}
-        self._allowed: dict[int, Decision] = {}
-        #: (rules that allow, dataset, fields) that no guard of step 4 stops; all of the fields are the schema's own.
-        self._clear: set[tuple[int, str, frozenset[str]]] = set()
+        self._actions = _actions(document)
+        #: By the action, the rules that allow, and the dataset where one of them drops its personal fields.
+        self._allowed: dict[tuple[str, int, str], Decision] = {}
+        #: Denials by default, by all that their reasons depend on.
+        self._denied: dict[tuple[object, ...], Decision] = {}
+        #: (action, rules that allow, dataset, fields) that no guard of step 4 stops; all fields are the schema's own.
+        self._clear: set[tuple[str, int, str, frozenset[str]]] = set()
 
     @property
     def organization(self) -> str:
@@ -81,186 +89,157 @@ class Policy:
 
     def decide(self, request: Request) -> Decision:
         """Decide on a request."""
-        table = self._table.get(request.action)
-        if table is None:
+        action = self._actions.get(request.action)
+        if action is None:
             return _denied((UNKNOWN_ACTION,), f"there is no action {request.action[:80]!r}")
-        allow = stop = 0
-        for rule in table.by_organization.get(request.organization, table.for_others):
-            outcome = rule.matches(request)
-            if outcome is False:
-                continue
-            if outcome is True and rule.allows:
-                allow |= rule.bit
-            else:
-                stop |= rule.bit
-        guards = table.guards(request)
-        if allow and request.fields and (allow, request.dataset, request.fields) not in self._clear:
-            guards |= self._field_guards(request, allow)
+        matched, undecided = action.index.match(request)
+        allow = matched & action.index.allowing
+        stop = matched ^ allow | undecided
+        guards = action.guards(request)
+        if allow:
+            guards |= self._field_guards(action, request, allow)
         if stop or guards:
-            return self._stopped(request, stop, guards)
-        return self._permitted(allow) if allow else self._default(request)
+            return self._stopped(action, request, stop, undecided, guards)
+        return self._permitted(action, request, allow) if allow else self._default(action, request)
 
-    def _permitted(self, allow: int) -> Decision:
-        decision = self._allowed.get(allow)
+    def _permitted(self, action: _Action, request: Request, allow: int) -> Decision:
+        key = (request.action, allow, request.dataset if allow & action.drops else "")
+        decision = self._allowed.get(key)
         if decision is None:
-            rules = tuple(sorted(rule.id for rule in self._rules(allow)))
-            decision = Decision(True, rules, f"allowed by {', '.join(rules)}", self.obligations(allow))
+            rules = action.chosen(allow)
+            ids = tuple(sorted(rule.id for rule in rules))
+            decision = Decision(True, ids, f"allowed by {_listed(ids)}", self._merged(rules, request.dataset))
             if len(self._allowed) < _MAX_MEMO:
-                self._allowed[allow] = decision
+                self._allowed[key] = decision
         return decision
 
-    def _rules(self, bits: int) -> list[Rule]:
-        return [rule for position, rule in enumerate(self.document.rules) if bits >> position & 1]
-
-    def obligations(self, allow: int) -> Obligations:
-        """Return the merged obligations of the rules whose positions are the bits of `allow`."""
-        rules = self._rules(allow)
-        merged = merge_all(rule.obligations for rule in rules)
+    def _merged(self, rules: list[Rule], dataset: str) -> Obligations:
+        """Return the obligations, for a dataset, of all these rules."""
+        personal = self.document.personal_of(dataset) or frozenset()
+        merged = resolve(merge_all(rule.obligations for rule in rules), personal)
         return merged if any(rule.states_onward for rule in rules) else replace(merged, onward=Onward.NEVER)
 
-    def _field_guards(self, request: Request, allow: int) -> dict[str, str]:
-        """Return the guards of step 4 that a request about a dataset with a schema runs into, with their reasons."""
+    def _field_guards(self, action: _Action, request: Request, allow: int) -> dict[str, str]:
+        """Return the guards of step 4 that a request runs into, with their reasons."""
+        key = (request.action, allow, request.dataset, request.fields)
+        if key in self._clear:
+            return {}
         dataset = self.document.datasets.get(request.dataset)
         if dataset is None or dataset.fields is None:
-            return {}
+            if not allow & action.drops:
+                return {}
+            what = f"the dataset {request.dataset[:80]!r} has no schema" if request.dataset else "there is no dataset"
+            return {PERSONAL: f"personal fields are to be dropped, but {what}, so nobody knows which those are"}
         guards: dict[str, str] = {}
         known = frozenset(dataset.fields)
         if not request.fields <= known:
             unknown = sorted(path for path in request.fields if not overlaps(path, known))
             if unknown:
                 guards[UNKNOWN_FIELD] = f"the schema of {dataset.name} has no field {_some(unknown)}"
-        if personal := dataset.personal:
-            redacted = self._permitted(allow).obligations.redact
-            passed = frozenset(path for rule in self._rules(allow) for path in rule.personal)
-            open_ = [path for path in personal if not is_under(path, redacted) and not is_under(path, passed)]
+        if (personal := dataset.personal) and request.fields and not allow & action.drops:
+            settled = frozenset(
+                path for rule in action.chosen(allow) for path in rule.personal | rule.obligations.redact
+            )
+            open_ = [path for path in personal if not is_under(path, settled)]
             exposed = sorted(path for path in open_ if overlaps(path, request.fields))
             if exposed:
                 guards[PERSONAL] = (
                     f"{_some(exposed)} of {dataset.name} is personal, and no rule redacts it or lets it pass by name"
                 )
         if not guards and request.fields <= known and len(self._clear) < _MAX_MEMO:
-            self._clear.add((allow, request.dataset, request.fields))
+            self._clear.add(key)
         return guards
 
-    def _stopped(self, request: Request, stop: int, guards: Mapping[str, str]) -> Decision:
+    def _stopped(
+        self, action: _Action, request: Request, stop: int, undecided: int, guards: Mapping[str, str]
+    ) -> Decision:
         reasons = list(guards.values())
-        rules = self._rules(stop)
-        for rule in rules:
-            unknown = examine(self.document, rule, request).unknown
-            reasons.append(
-                f"{rule.id} cannot be decided: {'; '.join(unknown)}" if unknown else f"forbidden by {rule.id}"
-            )
-        return _denied(tuple(sorted((*guards, *(rule.id for rule in rules)))), "; ".join(reasons))
+        rules = action.chosen(stop)
+        for rule, position in zip(rules, bits_of(stop), strict=True):
+            if undecided >> position & 1:
+                unknown = examine(self.document, rule, request).unknown
+                reasons.append(f"{rule.id} cannot be decided: {'; '.join(unknown)}")
+            else:
+                reasons.append(f"forbidden by {rule.id}")
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        said = "; ".join(reasons[:_MOST_REASONS]) + more
+        return _denied(tuple(sorted((*guards, *(rule.id for rule in rules)))), said)
 
-    def _default(self, request: Request) -> Decision:
+    def _default(self, action: _Action, request: Request) -> Decision:
+        key = action.index.key(request)
+        if key is None:
+            return self._explain_default(action, request)
+        decision = self._denied.get(key)
+        if decision is None:
+            if len(self._denied) >= _MAX_MEMO:
+                self._denied.clear()
+            decision = self._denied[key] = self._explain_default(action, request)
+        return decision
+
+    def _explain_default(self, action: _Action, request: Request) -> Decision:
+        near = tuple(
+            NearMiss(rule.id, examine(self.document, rule, request).mismatches)
+            for rule in action.index.nearest(request, NEAREST)
+        )
         what = f"no rule allows {request.action} {ACTIONS[request.action].value} {request.organization}"
-        near = self._near_misses(request)
-        hint = f"; nearest: {near[0]}" if near else ""
+        hint = f"{PolicyDenied.NEAREST}{near[0]}" if near else ""
         return Decision(False, (), what + hint, _NOTHING, near)
-
-    def _near_misses(self, request: Request) -> tuple[NearMiss, ...]:
-        """Return what `matching.nearest` does, but put into words only the rules that it is about."""
-        allows = self._table[request.action].allows
-        near = sorted(allows, key=lambda rule: (rule.count_mismatches(request), rule.id))[:NEAREST]
-        return tuple(NearMiss(each.id, examine(self.document, each.rule, request).mismatches) for each in near)
 
 
 def _denied(rules: tuple[str, ...], reason: str) -> Decision:
     return Decision(False, rules, reason, _NOTHING)
 
 
+def _listed(ids: tuple[str, ...]) -> str:
+    more = f" and {len(ids) - _MOST_REASONS} others" if len(ids) > _MOST_REASONS else ""
+    return ", ".join(ids[:_MOST_REASONS]) + more
+
+
 def _some(paths: list[str], most: int = 5) -> str:
     return ", ".join(path[:80] for path in paths[:most]) + (", …" if len(paths) > most else "")
 
 
-class _Compiled:
-    """A rule with its sets ready to be looked up in."""
+class _Action:
+    """One action: what a request for it must say, and the rules about it."""
 
-    __slots__ = (
-        "actions", "allows", "bit", "classified", "conditions", "datasets", "declared", "id", "kinds", "organizations",
-        "purposes", "roles", "rule",
-    )  # fmt: skip
+    __slots__ = ("_purposes", "_required", "_required_names", "drops", "index")
 
-    def __init__(self, bit: int, rule: Rule, document: PolicyDocument) -> None:
-        self.bit = bit
-        self.rule = rule
-        self.id = rule.id
-        self.allows = rule.allows
-        self.actions = rule.actions
-        self.organizations = rule.organizations
-        self.roles = rule.roles
-        self.kinds = rule.kinds
-        self.purposes = None if rule.purposes is None else document.purposes_under(rule.purposes)
-        self.conditions: tuple[Condition, ...] = rule.conditions
-        self.datasets = rule.datasets
-        #: The datasets with a classification that the rule asks for, and all that have one.
-        self.classified: frozenset[str] | None = None
-        self.declared = frozenset(document.datasets)
-        if rule.classifications is not None:
-            wanted = (each.name for each in document.datasets.values() if each.classification in rule.classifications)
-            self.classified = frozenset(wanted)
-
-    def matches(self, request: Request) -> bool | None:
-        """Return what `matching.examine` says about this rule, of which action and organization are known to fit."""
-        if self.kinds is not None and request.kind not in self.kinds:
-            return False
-        if self.roles is not None and request.role not in self.roles:
-            return False
-        if self.purposes is not None and request.purpose not in self.purposes:
-            return False
-        if self.datasets is not None and request.dataset not in self.datasets:
-            return False
-        undecided = False
-        if self.classified is not None and request.dataset not in self.classified:
-            if self._is_classified(request.dataset):
-                return False
-            undecided = True
-        for condition in self.conditions:
-            holds = condition.holds(request.labels)
-            if holds is False:
-                return False
-            undecided |= holds is None
-        return None if undecided else True
-
-    def count_mismatches(self, request: Request) -> int:
-        """Return how many mismatches `matching.examine` finds in this rule, of which the action is known to fit."""
-        count = sum(condition.holds(request.labels) is False for condition in self.conditions)
-        count += self.organizations is not None and request.organization not in self.organizations
-        count += self.roles is not None and request.role not in self.roles
-        count += self.kinds is not None and request.kind not in self.kinds
-        count += self.purposes is not None and request.purpose not in self.purposes
-        count += self.datasets is not None and request.dataset not in self.datasets
-        if self.classified is not None and request.dataset not in self.classified:
-            count += self._is_classified(request.dataset)
-        return count
-
-    def _is_classified(self, dataset: str) -> bool:
-        """Whether it is known that `dataset` is of another classification; no dataset at all is of none."""
-        return not dataset or dataset in self.declared
-
-
-class _ActionTable:
-    """The rules for one action, by organization."""
-
-    __slots__ = ("_required", "_required_names", "allows", "by_organization", "for_others")
-
-    def __init__(self, action: str, compiled: list[_Compiled]) -> None:
-        rules = [rule for rule in compiled if action in rule.actions]
-        self.allows = tuple(rule for rule in rules if rule.allows)
-        names = {name for rule in rules for name in rule.organizations or ()}
-        self.for_others = tuple(rule for rule in rules if rule.organizations is None)
-        self.by_organization = {
-            name: tuple(rule for rule in rules if rule.organizations is None or name in rule.organizations)
-            for name in names
-        }
+    def __init__(self, action: str, index: RuleIndex, purposes: Mapping[str, object] | None) -> None:
+        self.index: Final = index
+        self._purposes = purposes
+        #: The rules that allow and drop personal fields.
+        self.drops: Final = sum(
+            1 << at for at, rule in enumerate(index.rules) if rule.allows and rule.obligations.drop_personal
+        )
         self._required_names = ("organization", *REQUIRED.get(action, ()))
         self._required = attrgetter("action", *self._required_names)
 
     def guards(self, request: Request) -> dict[str, str]:
         """Return the guard of step 1 that the request runs into, with its reason."""
-        if all(self._required(request)) and request.kind in _KINDS:
+        strange = self._purposes is not None and request.purpose != "" and request.purpose not in self._purposes
+        if all(self._required(request)) and request.kind in _KINDS and not strange:
             return {}
         missing = [name for name in self._required_names if not getattr(request, name)]
         if missing:
             return {INCOMPLETE: f"the request does not state its {' and '.join(missing)}"}
+        if strange:
+            return {INCOMPLETE: f"the policy declares no purpose {request.purpose[:80]!r}"}
         return {INCOMPLETE: f"there is no kind {request.kind[:80]!r} of data"}
+
+    def chosen(self, rules: int) -> list[Rule]:
+        """Return the rules of a set, in the policy's order."""
+        return [self.index.rules[position] for position in bits_of(rules)]
+
+
+def _actions(document: PolicyDocument) -> dict[str, _Action]:
+    """Return the actions; those of which the same rules speak share their index."""
+    rules: dict[str, list[int]] = {action: [] for action in ACTIONS}
+    for position, rule in enumerate(document.rules):
+        for action in rule.actions:
+            rules[action].append(position)
+    shared: dict[tuple[int, ...], RuleIndex] = {}
+    for positions in map(tuple, rules.values()):
+        if positions not in shared:
+            shared[positions] = RuleIndex(document, [document.rules[position] for position in positions])
+    purposes = document.purposes
+    return {action: _Action(action, shared[tuple(positions)], purposes) for action, positions in rules.items()}

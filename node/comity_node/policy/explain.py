@@ -55,18 +55,8 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as JSON data."""
-        request = self.request
         return {
-            "request": {
-                "action": request.action,
-                "organization": request.organization,
-                "role": request.role,
-                "purpose": request.purpose,
-                "dataset": request.dataset,
-                "kind": request.kind,
-                "fields": sorted(request.fields),
-                "labels": dict(request.labels),
-            },
+            "request": request_json(self.request),
             "decision": "allow" if self.decision.allowed else "deny",
             "determined_by": list(self.decision.rules),
             "reason": self.decision.reason,
@@ -81,6 +71,20 @@ class Explanation:
         lines += [_rule_line(each) for each in self.rules if each.outcome != "other-action"]
         lines += [f"=> {each}" for each in self.advice]
         return "\n".join(lines)
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    """Return a request as JSON data, in the words of a case."""
+    return {
+        "action": request.action,
+        "organization": request.organization,
+        "role": request.role,
+        "purpose": request.purpose,
+        "dataset": request.dataset,
+        "kind": request.kind,
+        "fields": sorted(request.fields),
+        "labels": dict(request.labels),
+    }
 
 
 def explain(policy: Policy, request: Request) -> Explanation:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from comity_node.policy.obligations import Obligations, Onward, Rate, ReviewTerms, is_under
+from comity_node.policy.conditions import (
+    LABELS,
+    Condition,
+    FlagCondition,
+    Label,
+    Labels,
+    LabelValue,
+    NumberCondition,
+    TextCondition,
+    TimeCondition,
+)
+from comity_node.policy.lattice import Obligations, Onward, Rate, ReviewTerms, is_under
 
 __all__ = [
     "ACTIONS", "CLASSIFICATIONS", "FIELD_TYPES", "INCOMPLETE", "KINDS", "LABELS", "PERSONAL", "REQUIRED", "RESERVED",
-    "UNKNOWN_ACTION", "UNKNOWN_FIELD", "Condition", "Dataset", "Decision", "Direction", "Effect", "Field",
-    "FlagCondition", "Label", "LabelValue", "Mismatch", "NearMiss", "NumberCondition", "Obligations", "Onward",
-    "PolicyDocument", "Rate", "Request", "ReviewTerms", "Rule", "TextCondition", "overlaps",
+    "UNKNOWN_ACTION", "UNKNOWN_FIELD", "Condition", "Dataset", "Decision", "Direction", "Effect", "Facts", "Field",
+    "FlagCondition", "Label", "LabelValue", "Labels", "Mismatch", "NearMiss", "NumberCondition", "Obligations",
+    "Onward", "PolicyDocument", "Rate", "Request", "ReviewTerms", "Rule", "TextCondition", "TimeCondition", "overlaps",
 ]  # fmt: skip
-
-LabelValue = int | float | str | bool
-Labels = Mapping[str, LabelValue]
 
 
 class Direction(StrEnum):
@@ -48,6 +55,8 @@ ACTIONS: Mapping[str, Direction] = MappingProxyType(
         "bulk.send": Direction.OUT,  # give a whole table of rows to the other side
         "bulk.receive": Direction.IN,  # take one
         "news.send": Direction.OUT,  # tell the other side how reliable others have been
+        "checkpoint.send": Direction.OUT,  # have the other side witness our audit log: its size and head
+        "checkpoint.cosign": Direction.IN,  # witness the other side's
         "relay.carry": Direction.IN,  # carry the other side's encrypted connections to a third
     }
 )
@@ -82,39 +91,6 @@ INCOMPLETE = "comity.incomplete-request"
 PERSONAL = "comity.personal-field"
 UNKNOWN_FIELD = "comity.unknown-field"
 
-
-class Label(StrEnum):
-    """The type of a label's value."""
-
-    NUMBER = "number"
-    TEXT = "text"
-    FLAG = "flag"
-
-
-#: What a rule's `when` can ask about. Scores are 0 to 1.
-LABELS: Mapping[str, Label] = MappingProxyType(
-    {
-        "records": Label.NUMBER,  # records of each organization, or in this message
-        "batch_records": Label.NUMBER,
-        "repair_rounds": Label.NUMBER,
-        "participants": Label.NUMBER,  # organizations in the agreement
-        "eligible": Label.NUMBER,  # reviewers that may vote
-        "faulty": Label.NUMBER,  # of which this many may be liars
-        "quorum": Label.NUMBER,
-        "min_score": Label.NUMBER,
-        "score": Label.NUMBER,
-        "lease_seconds": Label.NUMBER,
-        "lifetime_seconds": Label.NUMBER,
-        "bytes": Label.NUMBER,
-        "round": Label.NUMBER,  # of training
-        "examples": Label.NUMBER,  # that an update was trained on
-        "norm": Label.NUMBER,  # of an update
-        "distinct_organizations": Label.FLAG,
-        "tunnel": Label.TEXT,  # name of the service
-        "skill": Label.TEXT,
-        "model": Label.TEXT,
-    }
-)
 
 _NO_LABELS: Labels = MappingProxyType({})
 
@@ -187,62 +163,6 @@ class Decision:
     near_misses: tuple[NearMiss, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NumberCondition:
-    """A label lies in an inclusive range."""
-
-    label: str
-    minimum: float
-    maximum: float
-
-    def holds(self, labels: Labels) -> bool | None:
-        """Whether it does; None if the label is missing or no number."""
-        value = labels.get(self.label)
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            return None
-        return self.minimum <= value <= self.maximum
-
-    def __str__(self) -> str:
-        low = f"at least {self.minimum:g}" if self.minimum > -math.inf else ""
-        high = f"at most {self.maximum:g}" if self.maximum < math.inf else ""
-        return " and ".join(part for part in (low, high) if part)
-
-
-@dataclass(frozen=True, slots=True)
-class TextCondition:
-    """A label is one of these words."""
-
-    label: str
-    words: frozenset[str]
-
-    def holds(self, labels: Labels) -> bool | None:
-        """Whether it is; None if the label is missing or no text."""
-        value = labels.get(self.label)
-        return value in self.words if isinstance(value, str) else None
-
-    def __str__(self) -> str:
-        return " or ".join(sorted(self.words))
-
-
-@dataclass(frozen=True, slots=True)
-class FlagCondition:
-    """A label is true, or is false."""
-
-    label: str
-    value: bool
-
-    def holds(self, labels: Labels) -> bool | None:
-        """Whether it is as wanted; None if the label is missing or no boolean."""
-        value = labels.get(self.label)
-        return value is self.value if isinstance(value, bool) else None
-
-    def __str__(self) -> str:
-        return str(self.value).lower()
-
-
-Condition = NumberCondition | TextCondition | FlagCondition
-
-
 class Effect(StrEnum):
     """What a rule does."""
 
@@ -255,6 +175,11 @@ class Rule:
     """One rule. Where it names no values (`None`), any will do.
 
     Attributes:
+        organizations: the other side, with those of `groups`.
+        groups: names of the groups that it was written with.
+        jurisdictions: the other side is in one of them, as the policy's facts have it.
+        fields: for an allow rule: the record has no fields but these and what lies below them, and those that the rule
+            redacts; for a forbid rule: it has one of these, or a part of one.
         personal: paths of personal fields that an allow rule lets pass as they are.
         conditions: all of them must hold.
         states_onward: whether the rule itself says something about onward.
@@ -265,10 +190,13 @@ class Rule:
     effect: Effect
     actions: frozenset[str]
     organizations: frozenset[str] | None = None
+    groups: frozenset[str] = frozenset()
+    jurisdictions: frozenset[str] | None = None
     roles: frozenset[str] | None = None
     datasets: frozenset[str] | None = None
     kinds: frozenset[str] | None = None
     classifications: frozenset[str] | None = None
+    fields: frozenset[str] | None = None
     personal: frozenset[str] = frozenset()
     purposes: frozenset[str] | None = None
     conditions: tuple[Condition, ...] = ()
@@ -309,6 +237,13 @@ class Dataset:
         return frozenset(path for path, each in (self.fields or {}).items() if each.personal)
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the policy says about another organization: the jurisdictions that it is in; None if it does not say."""
+
+    jurisdictions: frozenset[str] | None = None
+
+
 def overlaps(path: str, others: frozenset[str]) -> bool:
     """Whether `path` is one of `others`, lies below one or above one."""
     return is_under(path, others) or any(other.startswith(f"{path}.") for other in others)
@@ -325,6 +260,9 @@ class PolicyDocument:
         purposes: declared purposes and the parents of each; None if any word may be a purpose.
         digest: SHA-256 that names exactly this policy (see `loader.load`).
         source: the file it came from.
+        groups: by name: the organizations in each, also those by way of another group.
+        organizations: facts about organizations.
+        files: the bytes that it was read from: the policy's own under "", schemas under their paths as written.
     """
 
     organization: str
@@ -333,12 +271,29 @@ class PolicyDocument:
     purposes: Mapping[str, frozenset[str]] | None = None
     digest: bytes = b""
     source: str = ""
+    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    organizations: Mapping[str, Facts] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    #: What `purposes_under` has found: one entry for each set that a rule names.
+    _under: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def jurisdictions_of(self, organization: str) -> frozenset[str] | None:
+        """Return the jurisdictions that an organization is in, or None if that is not known."""
+        facts = self.organizations.get(organization)
+        return facts.jurisdictions if facts is not None else None
+
+    def personal_of(self, dataset: str) -> frozenset[str] | None:
+        """Return the personal fields of a dataset, or None if they are not known: it has no schema."""
+        known = self.datasets.get(dataset)
+        return known.personal if known is not None and known.fields is not None else None
 
     def purposes_under(self, purposes: frozenset[str]) -> frozenset[str]:
         """Return `purposes` and all that lie below them."""
-        reached = set(purposes)
-        while new := {
-            name for name, parents in (self.purposes or {}).items() if name not in reached and parents & reached
-        }:
-            reached |= new
-        return frozenset(reached)
+        if purposes not in self._under:
+            reached = set(purposes)
+            while new := {
+                name for name, parents in (self.purposes or {}).items() if name not in reached and parents & reached
+            }:
+                reached |= new
+            self._under[purposes] = frozenset(reached)
+        return self._under[purposes]

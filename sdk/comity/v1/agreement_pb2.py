@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63omity/v1/agreement.proto\x12\tcomity.v1\"\x96\x03\n\x05Terms\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\r\x12\x12\n\nconsortium\x18\x03 \x01(\t\x12\x14\n\x0c\x62undle_epoch\x18\x04 \x01(\x04\x12\x11\n\tinitiator\x18\x05 \x01(\t\x12\x14\n\x0cparticipants\x18\x06 \x03(\t\x12\x0f\n\x07purpose\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x08 \x01(\t\x12 \n\x18records_per_organization\x18\t \x01(\r\x12\x15\n\rbatch_records\x18\n \x01(\r\x12\x15\n\rrepair_rounds\x18\x0b \x01(\r\x12&\n\x06review\x18\x0c \x01(\x0b\x32\x16.comity.v1.ReviewTerms\x12+\n\x0bobligations\x18\r \x01(\x0b\x32\x16.comity.v1.Obligations\x12\x15\n\rlease_seconds\x18\x0e \x01(\r\x12\x11\n\tissued_ms\x18\x0f \x01(\x03\x12\x12\n\nexpires_ms\x18\x10 \x01(\x03\x12\x17\n\x0fworkflow_digest\x18\x11 \x01(\x0c\"R\n\x0bReviewTerms\x12\x10\n\x08\x65ligible\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61ulty\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x11\n\tmin_score\x18\x04 \x01(\r\"\xd5\x01\n\x0bObligations\x12\x0e\n\x06redact\x18\x01 \x03(\t\x12:\n\ngeneralize\x18\x02 \x03(\x0b\x32&.comity.v1.Obligations.GeneralizeEntry\x12\x1f\n\x17min_distance_to_private\x18\x03 \x01(\x01\x12\x0e\n\x06onward\x18\x04 \x01(\t\x12\x16\n\x0eretain_seconds\x18\x05 \x01(\x04\x1a\x31\n\x0fGeneralizeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x19\n\x08Proposal\x12\r\n\x05terms\x18\x01 \x01(\x0c\"\x8a\x01\n\x0eProposalAnswer\x12\x14\n\x0cterms_digest\x18\x01 \x01(\x0c\x12\x10\n\x06\x61\x63\x63\x65pt\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07\x63ounter\x18\x03 \x01(\x0cH\x00\x12$\n\x06reject\x18\x04 \x01(\x0b\x32\x12.comity.v1.RefusalH\x00\x12\r\n\x05\x63hain\x18\x05 \x03(\x0c\x42\x08\n\x06\x61nswer\"6\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05rules\x18\x03 \x03(\t\"M\n\tAgreement\x12\r\n\x05terms\x18\x01 \x01(\x0c\x12\x31\n\nsignatures\x18\x02 \x03(\x0b\x32\x1d.comity.v1.AgreementSignature\"K\n\x12\x41greementSignature\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63omity/v1/agreement.proto\x12\tcomity.v1\"\xa8\x03\n\x05Terms\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\r\x12\x12\n\nconsortium\x18\x03 \x01(\t\x12\x14\n\x0c\x62undle_epoch\x18\x04 \x01(\x04\x12\x11\n\tinitiator\x18\x05 \x01(\t\x12\x14\n\x0cparticipants\x18\x06 \x03(\t\x12\x0f\n\x07purpose\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x08 \x01(\t\x12 \n\x18records_per_organization\x18\t \x01(\r\x12\x15\n\rbatch_records\x18\n \x01(\r\x12\x15\n\rrepair_rounds\x18\x0b \x01(\r\x12&\n\x06review\x18\x0c \x01(\x0b\x32\x16.comity.v1.ReviewTerms\x12+\n\x0bobligations\x18\r \x01(\x0b\x32\x16.comity.v1.Obligations\x12\x15\n\rlease_seconds\x18\x0e \x01(\r\x12\x11\n\tissued_ms\x18\x0f \x01(\x03\x12\x12\n\nexpires_ms\x18\x10 \x01(\x03\x12\x17\n\x0fworkflow_digest\x18\x11 \x01(\x0c\x12\x10\n\x08replaces\x18\x12 \x01(\x0c\"R\n\x0bReviewTerms\x12\x10\n\x08\x65ligible\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61ulty\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x11\n\tmin_score\x18\x04 \x01(\r\"\xf1\x03\n\x0bObligations\x12\x0e\n\x06redact\x18\x01 \x03(\t\x12:\n\ngeneralize\x18\x02 \x03(\x0b\x32&.comity.v1.Obligations.GeneralizeEntry\x12\x1f\n\x17min_distance_to_private\x18\x03 \x01(\x01\x12\x0e\n\x06onward\x18\x04 \x01(\t\x12\x16\n\x0eretain_seconds\x18\x05 \x01(\x04\x12.\n\x04mask\x18\x06 \x03(\x0b\x32 .comity.v1.Obligations.MaskEntry\x12\x0c\n\x04hash\x18\x07 \x03(\t\x12\x30\n\x05noise\x18\x08 \x03(\x0b\x32!.comity.v1.Obligations.NoiseEntry\x12*\n\x0bk_anonymity\x18\t \x01(\x0b\x32\x15.comity.v1.KAnonymity\x12\x11\n\texpire_ms\x18\n \x01(\x03\x1a\x31\n\x0fGeneralizeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a+\n\tMaskEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a>\n\nNoiseEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.comity.v1.Noise:\x02\x38\x01\"6\n\x05Noise\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\"\'\n\nKAnonymity\x12\t\n\x01k\x18\x01 \x01(\r\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\"\'\n\x08Proposal\x12\r\n\x05terms\x18\x01 \x01(\x0c\x12\x0c\n\x04sign\x18\x02 \x01(\x08\"\xd4\x01\n\x0eProposalAnswer\x12\x14\n\x0cterms_digest\x18\x01 \x01(\x0c\x12\x10\n\x06\x61\x63\x63\x65pt\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07\x63ounter\x18\x03 \x01(\x0cH\x00\x12$\n\x06reject\x18\x04 \x01(\x0b\x32\x12.comity.v1.RefusalH\x00\x12!\n\x05ready\x18\x06 \x01(\x0b\x32\x10.comity.v1.ReadyH\x00\x12%\n\x07waiting\x18\x07 \x01(\x0b\x32\x12.comity.v1.WaitingH\x00\x12\r\n\x05\x63hain\x18\x05 \x03(\x0c\x42\x08\n\x06\x61nswer\"\x07\n\x05Ready\"+\n\x07Waiting\x12\x10\n\x08until_ms\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05rules\x18\x03 \x03(\t\"M\n\tAgreement\x12\r\n\x05terms\x18\x01 \x01(\x0c\x12\x31\n\nsignatures\x18\x02 \x03(\x0b\x32\x1d.comity.v1.AgreementSignature\"K\n\x12\x41greementSignature\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\"[\n\nWithdrawal\x12\x18\n\x10\x61greement_digest\x18\x01 \x01(\x0c\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\"X\n\x11\x41greementDocument\x12\x11\n\tagreement\x18\x01 \x01(\x0c\x12\x30\n\x0bwithdrawals\x18\x02 \x03(\x0b\x32\x1b.comity.v1.SignedWithdrawal\"3\n\x10SignedWithdrawal\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\r\n\x05\x63hain\x18\x02 \x03(\x0c\"(\n\x16\x41greementStatusRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\xf4\x01\n\x14\x41greementStatusReply\x12\x38\n\x07outcome\x18\x01 \x01(\x0e\x32\'.comity.v1.AgreementStatusReply.Outcome\x12\x11\n\tagreement\x18\x02 \x01(\x0c\x12\x30\n\x0bwithdrawals\x18\x03 \x03(\x0b\x32\x1b.comity.v1.SignedWithdrawal\"]\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_OPEN\x10\x01\x12\x10\n\x0cOUTCOME_VOID\x10\x02\x12\x15\n\x11OUTCOME_CONCLUDED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OBLIGATIONS_GENERALIZEENTRY']._loaded_options = None
   _globals['_OBLIGATIONS_GENERALIZEENTRY']._serialized_options = b'8\001'
+  _globals['_OBLIGATIONS_MASKENTRY']._loaded_options = None
+  _globals['_OBLIGATIONS_MASKENTRY']._serialized_options = b'8\001'
+  _globals['_OBLIGATIONS_NOISEENTRY']._loaded_options = None
+  _globals['_OBLIGATIONS_NOISEENTRY']._serialized_options = b'8\001'
   _globals['_TERMS']._serialized_start=41
-  _globals['_TERMS']._serialized_end=447
-  _globals['_REVIEWTERMS']._serialized_start=449
-  _globals['_REVIEWTERMS']._serialized_end=531
-  _globals['_OBLIGATIONS']._serialized_start=534
-  _globals['_OBLIGATIONS']._serialized_end=747
-  _globals['_OBLIGATIONS_GENERALIZEENTRY']._serialized_start=698
-  _globals['_OBLIGATIONS_GENERALIZEENTRY']._serialized_end=747
-  _globals['_PROPOSAL']._serialized_start=749
-  _globals['_PROPOSAL']._serialized_end=774
-  _globals['_PROPOSALANSWER']._serialized_start=777
-  _globals['_PROPOSALANSWER']._serialized_end=915
-  _globals['_REFUSAL']._serialized_start=917
-  _globals['_REFUSAL']._serialized_end=971
-  _globals['_AGREEMENT']._serialized_start=973
-  _globals['_AGREEMENT']._serialized_end=1050
-  _globals['_AGREEMENTSIGNATURE']._serialized_start=1052
-  _globals['_AGREEMENTSIGNATURE']._serialized_end=1127
+  _globals['_TERMS']._serialized_end=465
+  _globals['_REVIEWTERMS']._serialized_start=467
+  _globals['_REVIEWTERMS']._serialized_end=549
+  _globals['_OBLIGATIONS']._serialized_start=552
+  _globals['_OBLIGATIONS']._serialized_end=1049
+  _globals['_OBLIGATIONS_GENERALIZEENTRY']._serialized_start=891
+  _globals['_OBLIGATIONS_GENERALIZEENTRY']._serialized_end=940
+  _globals['_OBLIGATIONS_MASKENTRY']._serialized_start=942
+  _globals['_OBLIGATIONS_MASKENTRY']._serialized_end=985
+  _globals['_OBLIGATIONS_NOISEENTRY']._serialized_start=987
+  _globals['_OBLIGATIONS_NOISEENTRY']._serialized_end=1049
+  _globals['_NOISE']._serialized_start=1051
+  _globals['_NOISE']._serialized_end=1105
+  _globals['_KANONYMITY']._serialized_start=1107
+  _globals['_KANONYMITY']._serialized_end=1146
+  _globals['_PROPOSAL']._serialized_start=1148
+  _globals['_PROPOSAL']._serialized_end=1187
+  _globals['_PROPOSALANSWER']._serialized_start=1190
+  _globals['_PROPOSALANSWER']._serialized_end=1402
+  _globals['_READY']._serialized_start=1404
+  _globals['_READY']._serialized_end=1411
+  _globals['_WAITING']._serialized_start=1413
+  _globals['_WAITING']._serialized_end=1456
+  _globals['_REFUSAL']._serialized_start=1458
+  _globals['_REFUSAL']._serialized_end=1512
+  _globals['_AGREEMENT']._serialized_start=1514
+  _globals['_AGREEMENT']._serialized_end=1591
+  _globals['_AGREEMENTSIGNATURE']._serialized_start=1593
+  _globals['_AGREEMENTSIGNATURE']._serialized_end=1668
+  _globals['_WITHDRAWAL']._serialized_start=1670
+  _globals['_WITHDRAWAL']._serialized_end=1761
+  _globals['_AGREEMENTDOCUMENT']._serialized_start=1763
+  _globals['_AGREEMENTDOCUMENT']._serialized_end=1851
+  _globals['_SIGNEDWITHDRAWAL']._serialized_start=1853
+  _globals['_SIGNEDWITHDRAWAL']._serialized_end=1904
+  _globals['_AGREEMENTSTATUSREQUEST']._serialized_start=1906
+  _globals['_AGREEMENTSTATUSREQUEST']._serialized_end=1946
+  _globals['_AGREEMENTSTATUSREPLY']._serialized_start=1949
+  _globals['_AGREEMENTSTATUSREPLY']._serialized_end=2193
+  _globals['_AGREEMENTSTATUSREPLY_OUTCOME']._serialized_start=2100
+  _globals['_AGREEMENTSTATUSREPLY_OUTCOME']._serialized_end=2193
 # @@protoc_insertion_point(module_scope)

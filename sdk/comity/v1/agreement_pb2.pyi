@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -41,6 +42,7 @@ class Terms(_message.Message):
     ISSUED_MS_FIELD_NUMBER: _builtins.int
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
     WORKFLOW_DIGEST_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """16 random bytes, hex."""
     revision: _builtins.int
@@ -61,6 +63,8 @@ class Terms(_message.Message):
     expires_ms: _builtins.int
     workflow_digest: _builtins.bytes
     """SHA-256 of the workflow document that was submitted."""
+    replaces: _builtins.bytes
+    """Digest of the agreement that this one takes the place of; empty when it is a new one."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sorted organization names, the initiator among them."""
@@ -89,10 +93,11 @@ class Terms(_message.Message):
         issued_ms: _builtins.int = ...,
         expires_ms: _builtins.int = ...,
         workflow_digest: _builtins.bytes = ...,
+        replaces: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["obligations", b"obligations", "review", b"review"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_records", b"batch_records", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "dataset", b"dataset", "expires_ms", b"expires_ms", "id", b"id", "initiator", b"initiator", "issued_ms", b"issued_ms", "lease_seconds", b"lease_seconds", "obligations", b"obligations", "participants", b"participants", "purpose", b"purpose", "records_per_organization", b"records_per_organization", "repair_rounds", b"repair_rounds", "review", b"review", "revision", b"revision", "workflow_digest", b"workflow_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_records", b"batch_records", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "dataset", b"dataset", "expires_ms", b"expires_ms", "id", b"id", "initiator", b"initiator", "issued_ms", b"issued_ms", "lease_seconds", b"lease_seconds", "obligations", b"obligations", "participants", b"participants", "purpose", b"purpose", "records_per_organization", b"records_per_organization", "repair_rounds", b"repair_rounds", "replaces", b"replaces", "review", b"review", "revision", b"revision", "workflow_digest", b"workflow_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,23 +159,85 @@ class Obligations(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class MaskEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NoiseEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Noise: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Noise | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REDACT_FIELD_NUMBER: _builtins.int
     GENERALIZE_FIELD_NUMBER: _builtins.int
     MIN_DISTANCE_TO_PRIVATE_FIELD_NUMBER: _builtins.int
     ONWARD_FIELD_NUMBER: _builtins.int
     RETAIN_SECONDS_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    K_ANONYMITY_FIELD_NUMBER: _builtins.int
+    EXPIRE_MS_FIELD_NUMBER: _builtins.int
     min_distance_to_private: _builtins.float
     """0 when none was asked for."""
     onward: _builtins.str
     """"never", "with_consent" or "allowed"."""
     retain_seconds: _builtins.int
     """Seconds; 0 when none was asked for."""
+    expire_ms: _builtins.int
+    """When a record must be gone at the latest, in milliseconds since 1970; 0 when nothing was said."""
     @_builtins.property
     def redact(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def generalize(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Field to grid: values are rounded to multiples of it."""
 
+    @_builtins.property
+    def mask(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Field to how many of a text's last characters stay."""
+
+    @_builtins.property
+    def hash(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields whose value is replaced by "hmac-sha256:" and 64 hexadecimal digits."""
+
+    @_builtins.property
+    def noise(self) -> _containers.MessageMap[_builtins.str, Global___Noise]:
+        """Field to the noise that is added to its number."""
+
+    @_builtins.property
+    def k_anonymity(self) -> Global___KAnonymity: ...
     def __init__(
         self,
         *,
@@ -179,29 +246,90 @@ class Obligations(_message.Message):
         min_distance_to_private: _builtins.float = ...,
         onward: _builtins.str = ...,
         retain_seconds: _builtins.int = ...,
+        mask: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        hash: _abc.Iterable[_builtins.str] | None = ...,
+        noise: _abc.Mapping[_builtins.str, Global___Noise] | None = ...,
+        k_anonymity: Global___KAnonymity | None = ...,
+        expire_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["k_anonymity", b"k_anonymity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generalize", b"generalize", "min_distance_to_private", b"min_distance_to_private", "onward", b"onward", "redact", b"redact", "retain_seconds", b"retain_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_ms", b"expire_ms", "generalize", b"generalize", "hash", b"hash", "k_anonymity", b"k_anonymity", "mask", b"mask", "min_distance_to_private", b"min_distance_to_private", "noise", b"noise", "onward", b"onward", "redact", b"redact", "retain_seconds", b"retain_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Obligations: _TypeAlias = Obligations  # noqa: Y015
 
 @_typing.final
+class Noise(_message.Message):
+    """A number is clamped to lower..upper, noise worth epsilon is added, and the sum is clamped again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    epsilon: _builtins.float
+    lower: _builtins.float
+    upper: _builtins.float
+    def __init__(
+        self,
+        *,
+        epsilon: _builtins.float = ...,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epsilon", b"epsilon", "lower", b"lower", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Noise: _TypeAlias = Noise  # noqa: Y015
+
+@_typing.final
+class KAnonymity(_message.Message):
+    """In each batch every combination of values of these fields that occurs occurs in k rows at least."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    K_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        k: _builtins.int = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "k", b"k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KAnonymity: _TypeAlias = KAnonymity  # noqa: Y015
+
+@_typing.final
 class Proposal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TERMS_FIELD_NUMBER: _builtins.int
+    SIGN_FIELD_NUMBER: _builtins.int
     terms: _builtins.bytes
+    sign: _builtins.bool
+    """Everybody would sign these terms: sign them now. A participant signs one set of terms for an id, and no other."""
     def __init__(
         self,
         *,
         terms: _builtins.bytes = ...,
+        sign: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sign", b"sign", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,6 +343,8 @@ class ProposalAnswer(_message.Message):
     ACCEPT_FIELD_NUMBER: _builtins.int
     COUNTER_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     terms_digest: _builtins.bytes
     accept: _builtins.bytes
@@ -223,6 +353,14 @@ class ProposalAnswer(_message.Message):
     """Terms that this organization would sign instead: never looser than the proposal."""
     @_builtins.property
     def reject(self) -> Global___Refusal: ...
+    @_builtins.property
+    def ready(self) -> Global___Ready:
+        """It would sign them; the answer to a proposal that does not ask for the signature yet."""
+
+    @_builtins.property
+    def waiting(self) -> Global___Waiting:
+        """A person has to say so first: ask again."""
+
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """DER chain of whoever signs."""
@@ -234,17 +372,57 @@ class ProposalAnswer(_message.Message):
         accept: _builtins.bytes = ...,
         counter: _builtins.bytes = ...,
         reject: Global___Refusal | None = ...,
+        ready: Global___Ready | None = ...,
+        waiting: Global___Waiting | None = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "counter", b"counter", "reject", b"reject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "counter", b"counter", "ready", b"ready", "reject", b"reject", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "chain", b"chain", "counter", b"counter", "reject", b"reject", "terms_digest", b"terms_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "chain", b"chain", "counter", b"counter", "ready", b"ready", "reject", b"reject", "terms_digest", b"terms_digest", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["accept", "counter", "reject"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["accept", "counter", "reject", "ready", "waiting"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
 Global___ProposalAnswer: _TypeAlias = ProposalAnswer  # noqa: Y015
+
+@_typing.final
+class Ready(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ready: _TypeAlias = Ready  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    until_ms: _builtins.int
+    """When the question to the person lapses; milliseconds since the Unix epoch."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        until_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
 
 @_typing.final
 class Refusal(_message.Message):
@@ -325,3 +503,153 @@ class AgreementSignature(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgreementSignature: _TypeAlias = AgreementSignature  # noqa: Y015
+
+@_typing.final
+class Withdrawal(_message.Message):
+    """Ends an agreement; signed by any participant, as a document (kind "withdrawal")."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    agreement_digest: _builtins.bytes
+    organization: _builtins.str
+    reason: _builtins.str
+    at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        agreement_digest: _builtins.bytes = ...,
+        organization: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "organization", b"organization", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Withdrawal: _TypeAlias = Withdrawal  # noqa: Y015
+
+@_typing.final
+class AgreementDocument(_message.Message):
+    """An agreement and what ended it, for those who were not there: auditors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    WITHDRAWALS_FIELD_NUMBER: _builtins.int
+    agreement: _builtins.bytes
+    @_builtins.property
+    def withdrawals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedWithdrawal]: ...
+    def __init__(
+        self,
+        *,
+        agreement: _builtins.bytes = ...,
+        withdrawals: _abc.Iterable[Global___SignedWithdrawal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "withdrawals", b"withdrawals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgreementDocument: _TypeAlias = AgreementDocument  # noqa: Y015
+
+@_typing.final
+class SignedWithdrawal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """Envelope (kind "withdrawal") over a Withdrawal."""
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        chain: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedWithdrawal: _TypeAlias = SignedWithdrawal  # noqa: Y015
+
+@_typing.final
+class AgreementStatusRequest(_message.Message):
+    """What became of terms that the asker has signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgreementStatusRequest: _TypeAlias = AgreementStatusRequest  # noqa: Y015
+
+@_typing.final
+class AgreementStatusReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AgreementStatusReply._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: AgreementStatusReply._Outcome.ValueType  # 0
+        """Nothing is known of them here."""
+        OUTCOME_OPEN: AgreementStatusReply._Outcome.ValueType  # 1
+        """The initiator still collects signatures."""
+        OUTCOME_VOID: AgreementStatusReply._Outcome.ValueType  # 2
+        """The initiator has given them up: it has not signed them and never will."""
+        OUTCOME_CONCLUDED: AgreementStatusReply._Outcome.ValueType  # 3
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    OUTCOME_UNSPECIFIED: AgreementStatusReply.Outcome.ValueType  # 0
+    """Nothing is known of them here."""
+    OUTCOME_OPEN: AgreementStatusReply.Outcome.ValueType  # 1
+    """The initiator still collects signatures."""
+    OUTCOME_VOID: AgreementStatusReply.Outcome.ValueType  # 2
+    """The initiator has given them up: it has not signed them and never will."""
+    OUTCOME_CONCLUDED: AgreementStatusReply.Outcome.ValueType  # 3
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    WITHDRAWALS_FIELD_NUMBER: _builtins.int
+    outcome: Global___AgreementStatusReply.Outcome.ValueType
+    agreement: _builtins.bytes
+    """If it is concluded."""
+    @_builtins.property
+    def withdrawals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedWithdrawal]: ...
+    def __init__(
+        self,
+        *,
+        outcome: Global___AgreementStatusReply.Outcome.ValueType = ...,
+        agreement: _builtins.bytes = ...,
+        withdrawals: _abc.Iterable[Global___SignedWithdrawal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "outcome", b"outcome", "withdrawals", b"withdrawals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgreementStatusReply: _TypeAlias = AgreementStatusReply  # noqa: Y015
