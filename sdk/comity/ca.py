@@ -27,7 +27,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorit
 
 from comity.digest import hex_digest
 from comity.errors import ChainInvalid, InvalidName, KeyFileInvalid, SignatureInvalid
+from comity.hsm import open_key
 from comity.ids import SpiffeId, organization_name
+from comity.keyholder import HeldP256
 from comity.signing import PrivateKey, load_pem_private_key_file, verify, write_private
 
 #: File names inside an organization's `keys` directory.
@@ -171,8 +173,8 @@ def read_certificates(pem: bytes) -> tuple[bytes, ...]:
 class OrganizationCa:
     """The authority that says which nodes are an organization's.
 
-    Its key lives in `<directory>/ca.key` (0600), its certificate in `<directory>/ca.pem`; the directory is the
-    organization's `keys` directory.
+    Its key lives in `<directory>/ca.key` (0600), or that file names it (`comity.hsm`); its certificate lives in
+    `<directory>/ca.pem`.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: CaCertificate) -> None:
@@ -197,8 +199,33 @@ class OrganizationCa:
         return self.certificate.certificate.public_bytes(Encoding.PEM)
 
     @classmethod
+    def self_signed(
+        cls, organization: str, key: ec.EllipticCurvePrivateKey, now: datetime, lifetime: timedelta = ROOT_LIFETIME
+    ) -> OrganizationCa:
+        """Make the root certificate of a key, which may be held elsewhere (`comity.keyholder`); nothing is written.
+
+        Args:
+            organization: such as `mercy.example`.
+            key: P-256.
+            now: the time, with its time zone.
+            lifetime: how long the root is good.
+
+        Raises:
+            InvalidName: `organization` is no organization name.
+        """
+        organization_name(organization)
+        certificate = _self_signed(key, organization, now, lifetime)
+        return cls(key, CaCertificate.parse(certificate.public_bytes(Encoding.DER)))
+
+    @classmethod
     def create(
-        cls, organization: str, directory: Path, now: datetime, lifetime: timedelta = ROOT_LIFETIME
+        cls,
+        organization: str,
+        directory: Path,
+        now: datetime,
+        lifetime: timedelta = ROOT_LIFETIME,
+        *,
+        key_uri: str | None = None,
     ) -> OrganizationCa:
         """Make a new CA and write its two files.
 
@@ -207,18 +234,30 @@ class OrganizationCa:
             directory: the organization's `keys` directory; it is made, 0700, if it is not there.
             now: the time, with its time zone.
             lifetime: how long the root is good.
+            key_uri: a key in a PKCS#11 token (`comity.hsm`), which the key's file then names; None: a new key.
 
         Raises:
             InvalidName: `organization` is no organization name.
-            KeyFileInvalid: there is a CA already (keys are never overwritten), or the directory cannot be written.
+            KeyFileInvalid: there is a CA already (keys are never overwritten), the directory cannot be written, or the
+                key that is named cannot be used.
         """
-        organization_name(organization)
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _self_signed(key, organization, now, lifetime)
-        ca = cls(key, CaCertificate.parse(certificate.public_bytes(Encoding.DER)))
+        if key_uri is None:
+            key: ec.EllipticCurvePrivateKey = ec.generate_private_key(ec.SECP256R1())
+            text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        else:
+            held = open_key(key_uri)
+            if not isinstance(held, HeldP256):
+                raise KeyFileInvalid("a CA's key must be P-256")
+            key, text = held, f"{key_uri.strip()}\n".encode()
+        ca = cls.self_signed(organization, key, now, lifetime)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(directory / CA_KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            if (directory / CA_CERTIFICATE_FILE).exists() and not (directory / CA_KEY_FILE).exists():
+                raise KeyFileInvalid(
+                    f"{directory / CA_CERTIFICATE_FILE} is there already, without its key: restore {CA_KEY_FILE} from "
+                    "where it was kept, or name another directory"
+                )
+            write_private(directory / CA_KEY_FILE, text)
             with (directory / CA_CERTIFICATE_FILE).open("xb") as file:
                 file.write(ca.certificate_pem)
         except FileExistsError as error:

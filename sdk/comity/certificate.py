@@ -22,6 +22,10 @@ from comity.trust import TrustStore
 from comity.v1.task_pb2 import Certificate, Review, Vote
 
 MAX_SCORE = 10_000
+#: How long after an agreement's end what was under way may be concluded and signed.
+LINGER_MS = 86_400_000
+#: How far clocks may differ.
+_SKEW_MS = 60_000
 #: Bytes of one review's envelope: a certificate carries those of others, and has to fit into a message.
 MAX_REVIEW = 32 * 1024
 _MAX_VOTES = 256
@@ -84,13 +88,44 @@ def lower_median(scores: Iterable[int]) -> int:
     return ordered[(len(ordered) - 1) // 2]
 
 
-def check_review(envelope: bytes, chain: Sequence[bytes], trust: TrustStore) -> CheckedReview:
+def signing_window(issued_ms: int, expires_ms: int) -> tuple[int, int]:
+    """Return the first and the last moment at which something under an agreement can have been signed.
+
+    Args:
+        issued_ms: when the agreement's terms were issued, in milliseconds since the Unix epoch.
+        expires_ms: when it ends, in milliseconds since the Unix epoch.
+    """
+    return issued_ms - _SKEW_MS, expires_ms + LINGER_MS
+
+
+def check_moment(at_ms: int, window: tuple[int, int], what: str) -> None:
+    """Refuse what says that it was signed outside of an agreement's time (`signing_window`).
+
+    A signature's chain is verified at the time that the signature names: that time must not be the signer's choice.
+
+    Raises:
+        CertificateInvalid: it does.
+    """
+    if not window[0] <= at_ms <= window[1]:
+        raise CertificateInvalid(f"{what} is dated outside of its agreement's time: compare the clocks")
+
+
+def check_review(
+    envelope: bytes, chain: Sequence[bytes], trust: TrustStore, *, window: tuple[int, int] | None = None
+) -> CheckedReview:
     """Verify one review: signature, chain at the time of signing, and that it speaks for its own organization.
+
+    Args:
+        envelope: as received.
+        chain: of the node that signed, in DER, its own certificate first.
+        trust: the consortium.
+        window: the `signing_window` of the agreement; None where no agreement is known.
 
     Raises:
         TrustError: signature or chain do not verify.
         EnvelopeError: it is no review.
-        CertificateInvalid: it is too large, speaks for another organization, or its score is out of range.
+        CertificateInvalid: it is too large, speaks for another organization, its score is out of range, or its date
+            is not in the window.
     """
     if len(envelope) > MAX_REVIEW:
         raise CertificateInvalid(f"a review of {len(envelope)} bytes; at most {MAX_REVIEW}")
@@ -99,7 +134,9 @@ def check_review(envelope: bytes, chain: Sequence[bytes], trust: TrustStore) -> 
         review = Review.FromString(document.body)
     except DecodeError as error:
         raise CertificateInvalid("a review does not parse") from error
-    attested = trust.verify_chain(chain, review.at_ms)
+    if window is not None:
+        check_moment(review.at_ms, window, "a review")
+    attested = trust.verify_signed(chain, review.at_ms)
     if attested.public_key != document.signer:
         raise CertificateInvalid("a review is not signed by the node of its chain")
     if attested.organization != review.organization:
@@ -139,6 +176,7 @@ def verify_certificate(
     rule: QuorumRule,
     min_score: int,
     trust: TrustStore,
+    window: tuple[int, int] | None = None,
 ) -> tuple[CheckedReview, ...]:
     """Check a certificate against the record and the agreement that it was made under.
 
@@ -148,6 +186,9 @@ def verify_certificate(
     4. Each vote verifies, speaks about the same task, record, author, agreement and epoch, and says the verdict.
     5. A vote accepts exactly when its score reaches `min_score`.
     6. The score is the lower median of the votes' scores.
+
+    Each vote's chain is verified at the time at which the vote says it was signed, which must be in `window`, the
+    agreement's `signing_window` (None where no agreement is known).
 
     Returns the votes.
 
@@ -166,7 +207,7 @@ def verify_certificate(
         )
     if not rule.quorum <= len(certificate.votes) <= min(rule.eligible, _MAX_VOTES):
         raise CertificateInvalid(f"{len(certificate.votes)} votes; the quorum is {rule.quorum} of {rule.eligible}")
-    checked = tuple(_check_vote(vote, certificate, min_score, trust) for vote in certificate.votes)
+    checked = tuple(_check_vote(vote, certificate, min_score, trust, window) for vote in certificate.votes)
     voters = [vote.organization for vote in checked]
     if len(set(voters)) != len(voters):
         raise CertificateInvalid("an organization voted twice")
@@ -177,9 +218,11 @@ def verify_certificate(
     return checked
 
 
-def _check_vote(vote: Vote, certificate: Certificate, min_score: int, trust: TrustStore) -> CheckedReview:
+def _check_vote(
+    vote: Vote, certificate: Certificate, min_score: int, trust: TrustStore, window: tuple[int, int] | None
+) -> CheckedReview:
     try:
-        checked = check_review(vote.review, vote.chain, trust)
+        checked = check_review(vote.review, vote.chain, trust, window=window)
     except TrustError as error:
         raise CertificateInvalid(f"a vote does not verify: {error}") from error
     review = checked.review

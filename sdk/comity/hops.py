@@ -24,6 +24,8 @@ SEND = "record.send"
 RELEASE = "record.release"
 #: The longest history that is read at all.
 MAX_HOPS = 512
+#: How far a home's clock may have been put back between two hops.
+_SKEW_MS = 60_000
 _DISTANCE = "min_distance_to_private"
 
 
@@ -69,7 +71,10 @@ def verify_hops(
 
     1. Every hop is signed by the home's node and is about this task.
     2. Every hop commits to the one before it; the first one creates the record, and has none before it.
-    3. Revisions never go back, and the last revision's record is `record`.
+    3. Revisions and times never go back, and the last revision's record is `record`.
+
+    The last hop commits to all before it, under the same key: so the home's chain, which may have been renewed on the
+    way, is verified at the last one's time (`last_moment`).
 
     Raises:
         CertificateInvalid: one of these does not hold (the message says which).
@@ -89,6 +94,8 @@ def verify_hops(
             raise CertificateInvalid(f"hop {number} does not follow from the one before it")
         if hops and hop.revision < hops[-1].revision:
             raise CertificateInvalid(f"hop {number} goes back to an earlier revision")
+        if hops and hop.at_ms < hops[-1].at_ms - _SKEW_MS:
+            raise CertificateInvalid(f"hop {number} is dated before the one that it follows")
         hops.append(hop)
         previous = sha256(envelope)
     if not hops or hops[0].action != CREATE:
@@ -96,6 +103,19 @@ def verify_hops(
     if hops[-1].record_digest != sha256(record):
         raise CertificateInvalid("the last hop is about another record")
     return tuple(hops)
+
+
+def last_moment(history: Sequence[bytes]) -> int:
+    """Return when the last hop of a history says it was signed, in milliseconds since the Unix epoch.
+
+    Whose hop it is, is for `verify_hops` to check.
+
+    Raises:
+        CertificateInvalid: there is no hop, or it cannot be read.
+    """
+    if not history:
+        raise CertificateInvalid("the history does not begin with the making of the record")
+    return _open(history[-1])[1].at_ms
 
 
 def check_attested(hops: Sequence[Hop], least_distance: float) -> None:

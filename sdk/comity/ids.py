@@ -9,13 +9,16 @@ Lower-case ASCII only, so that no two names look alike.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 from comity.errors import InvalidName
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_ORGANIZATION = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+#: What an organization's name matches; it has at most 255 characters.
+ORGANIZATION_PATTERN = rf"{_LABEL}(?:\.{_LABEL})*"
+_ORGANIZATION = re.compile(ORGANIZATION_PATTERN)
 _SEGMENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_ORGANIZATION = 255
 
@@ -29,8 +32,18 @@ def organization_name(text: str) -> str:
         InvalidName: it is not a lower-case ASCII DNS name of at most 255 characters.
     """
     if len(text) > _MAX_ORGANIZATION or not _ORGANIZATION.fullmatch(text):
-        raise InvalidName(f"{text!r} is no organization name (lower-case letters, digits and hyphens, joined by dots)")
+        rule = "lower-case letters, digits and hyphens, joined by dots"
+        raise InvalidName(f"{text!r} is no organization name ({rule}){_look_alike(text)}")
     return text
+
+
+def _look_alike(text: str) -> str:
+    """Return which character of a name is none that it may hold, if that may be hard to see."""
+    strange = next((character for character in text if not character.isascii()), "")
+    if not strange:
+        return ""
+    name = unicodedata.name(strange, "a character without a name")
+    return f": it holds U+{ord(strange):04X}, {name}, which only looks like a letter of it; type the name anew"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,8 +6,13 @@ else. It is taken when
 
 1. its size is within bounds and its payload well formed;
 2. the organization is a member, and the one signature is by one of its CAs in the trust bundle;
-3. the certificate was issued by a CA of that organization in the bundle, and the fingerprint is the certificate's;
+3. the certificate was issued by a CA of that organization in the bundle, or in an epoch before that the bundle's file
+   holds, and the fingerprint is the certificate's;
 4. it is not from the future.
+
+A root that has left the bundle signs no more revocations. What it signed while it was in the bundle and a node wrote
+down then stays in force there (`past`): for certificates of the roots of its time, and if it is dated later, for those
+that it issued itself.
 
 A revocation is never taken back. Of two for one certificate, the one that begins earlier holds: whoever has both, in
 whichever order, knows the same (`RevocationList`). Each change is passed on and written down by everybody, so a CA may
@@ -17,8 +22,8 @@ put the time of one certificate back a few times and no more.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -50,6 +55,7 @@ class Revocation:
         reason: for people.
         raw: the signed revocation, as received.
         certificate: the node's certificate (DER).
+        signer: the fingerprint of the root that signed, hex.
     """
 
     organization: str
@@ -58,21 +64,34 @@ class Revocation:
     reason: str
     raw: bytes
     certificate: bytes
+    signer: str = field(default="", compare=False)
+
+    def is_of(self, bundle: Bundle) -> bool:
+        """Whether the root that signed is in a bundle: only then do others who have that bundle take it."""
+        return any(root.fingerprint == self.signer for root in bundle.roots.get(self.organization, ()))
 
 
-def sign_revocation(ca: OrganizationCa, certificate: bytes, *, issued_ms: int, reason: str) -> bytes:
+def sign_revocation(
+    ca: OrganizationCa,
+    certificate: bytes,
+    *,
+    issued_ms: int,
+    reason: str,
+    before: Iterable[CaCertificate] = (),
+) -> bytes:
     """Revoke a node's certificate.
 
     Args:
-        ca: the organization's CA, which has issued it.
+        ca: the organization's CA, which has issued it, or its next one.
         certificate: the node's certificate (DER).
         issued_ms: from when it is refused, in milliseconds since the Unix epoch: now, or when its key got lost.
         reason: for people; printable, at most `MAX_REASON` characters.
+        before: the organization's roots of before, which may have issued it.
 
     Raises:
         RevocationInvalid: the certificate was issued by somebody else, or the reason or the time is out of bounds.
     """
-    _check_issuer(certificate, (ca.certificate,))
+    _check_issuer(certificate, (ca.certificate, *before))
     fields = {
         "version": 1,
         "organization": ca.organization,
@@ -89,13 +108,14 @@ def sign_revocation(ca: OrganizationCa, certificate: bytes, *, issued_ms: int, r
     return Dsse(REVOCATION_PAYLOAD_TYPE, payload).signed_by(Signer(ca.certificate.fingerprint, ca.sign)).encode()
 
 
-def verify_revocation(raw: bytes, bundle: Bundle, *, now_ms: int) -> Revocation:
+def verify_revocation(raw: bytes, bundle: Bundle, *, now_ms: int, past: bool = False) -> Revocation:
     """Verify a revocation by the four rules above.
 
     Args:
         raw: the revocation as received.
         bundle: the consortium.
         now_ms: the time, in milliseconds since the Unix epoch.
+        past: it was verified before, and written down here: a root of an epoch before may have signed it.
 
     Raises:
         RevocationInvalid: a rule is broken; the message says which.
@@ -105,12 +125,13 @@ def verify_revocation(raw: bytes, bundle: Bundle, *, now_ms: int) -> Revocation:
         payload = _read_payload(envelope.payload)
     except ValueError as error:
         raise RevocationInvalid(f"malformed revocation: {error}") from error
-    roots = bundle.roots.get(payload.organization)
-    if roots is None:
+    roots = bundle.roots.get(payload.organization, ())
+    ever = {root.der: root for one in bundle.lineage for root in one.roots.get(payload.organization, ())}
+    if not roots and not (past and ever):
         raise RevocationInvalid(f"{payload.organization} is no member of {bundle.consortium}: nobody to revoke for")
-    _check_signature(envelope, roots)
-    _check_issuer(payload.certificate, roots)
-    if payload.issued_ms > now_ms + _SKEW_MS:
+    signer = _check_signature(envelope, tuple(ever.values()) if past else roots)
+    _check_issuer(payload.certificate, _issuers(bundle, payload, signer))
+    if payload.issued_ms > now_ms + _SKEW_MS and not past:
         raise RevocationInvalid("the revocation is from the future: check this machine's clock")
     return Revocation(
         organization=payload.organization,
@@ -119,6 +140,7 @@ def verify_revocation(raw: bytes, bundle: Bundle, *, now_ms: int) -> Revocation:
         reason=payload.reason,
         raw=raw,
         certificate=payload.certificate,
+        signer=signer.fingerprint,
     )
 
 
@@ -214,7 +236,8 @@ def _read_payload(data: bytes) -> _Payload:
     return payload
 
 
-def _check_signature(envelope: Dsse, roots: tuple[CaCertificate, ...]) -> None:
+def _check_signature(envelope: Dsse, roots: tuple[CaCertificate, ...]) -> CaCertificate:
+    """Check the one signature, and return whose it is."""
     by_keyid = {root.fingerprint: root for root in roots}
 
     def check(signature: Signature, message: bytes) -> None:
@@ -229,6 +252,16 @@ def _check_signature(envelope: Dsse, roots: tuple[CaCertificate, ...]) -> None:
         envelope.verify_all(check)
     except SignatureInvalid as error:
         raise RevocationInvalid(str(error)) from error
+    return by_keyid[envelope.signatures[0].keyid]
+
+
+def _issuers(bundle: Bundle, payload: _Payload, signer: CaCertificate) -> tuple[CaCertificate, ...]:
+    """Return the roots of whose certificates one that a root takes back may be."""
+    rooted = [one.roots.get(payload.organization, ()) for one in bundle.lineage]
+    last = max(at for at, roots in enumerate(rooted) if signer in roots)
+    if last + 1 < len(rooted) and payload.issued_ms > bundle.lineage[last + 1].issued_ms:
+        return (signer,)
+    return tuple({root.der: root for roots in rooted[: last + 1] for root in roots}.values())
 
 
 def _check_issuer(certificate: bytes, roots: tuple[CaCertificate, ...]) -> None:

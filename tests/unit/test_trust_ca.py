@@ -80,6 +80,17 @@ def test_a_ca_is_never_overwritten(ca: OrganizationCa, tmp_path: Path) -> None:
 
 
 @pytest.mark.invariant("S4")
+def test_no_key_is_made_beside_the_certificate_of_another(ca: OrganizationCa, tmp_path: Path) -> None:
+    """Who has lost the key restores it from where it was kept: a new one beside the old certificate is of no use."""
+    directory = tmp_path / "lost"
+    directory.mkdir()
+    (directory / CA_CERTIFICATE_FILE).write_bytes(ca.certificate_pem)
+    with pytest.raises(KeyFileInvalid, match=r"ca\.pem is there already"):
+        OrganizationCa.create("mercy.example", directory, datetime.now(UTC))
+    assert [one.name for one in directory.iterdir()] == [CA_CERTIFICATE_FILE]
+
+
+@pytest.mark.invariant("S4")
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
 def test_a_key_that_others_can_read_is_refused(ca: OrganizationCa, tmp_path: Path, mode: int) -> None:
     path = tmp_path / "keys" / CA_KEY_FILE

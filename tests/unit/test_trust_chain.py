@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -247,7 +248,7 @@ def test_a_verified_chain_is_remembered(consortium: Consortium, monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("verified again")
 
-    monkeypatch.setattr(trust_module, "_read_leaf", never)
+    monkeypatch.setattr(trust_module, "read_leaf", never)
     assert trust.verify_chain(list(chain), NOW_MS + 1) is first
     with pytest.raises(AssertionError):
         trust.verify_chain([*chain, consortium.mercy.certificate.der], NOW_MS)
@@ -282,6 +283,16 @@ def test_a_changed_leaf_is_refused(consortium: Consortium, where: int, flip: int
     der[where % len(der)] ^= flip
     with pytest.raises(ChainInvalid):
         consortium.trust.verify_chain([bytes(der)], NOW_MS)
+
+
+def test_a_leaf_whose_names_are_no_text_is_refused(consortium: Consortium) -> None:
+    """Names are parsed where a refused extension is told of, and not before: that is ChainInvalid, too."""
+    leaf = bytearray(consortium.chain()[0])
+    _, _, subject, *_ = (found.start() for found in re.finditer(rb"\.example", leaf))  # the first two are the issuer's
+    leaf[subject] = 0xF5
+    leaf[leaf.index(b"\x06\x03\x55\x1d\x23") + 4] = 0x21  # another extension than the authority key identifier
+    with pytest.raises(ChainInvalid, match="does not lead to a root"):
+        consortium.trust.verify_chain([bytes(leaf)], NOW_MS)
 
 
 def test_bytes_that_no_signature_covers_cannot_be_changed(consortium: Consortium) -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comity.bundle import Bundle, load_bundle
-from comity.ca import CA_KEY_FILE
+from comity.ca import CA_KEY_FILE, read_certificates
 from comity.client import Client
 from comity.errors import ComityError, ControlError
+from comity.expiry import Expiry, certificate_expiry, expiries
 from comity.signing import load_pem_private_key_file
 from comity.trust import NodeIdentity, TrustStore
-from comity_node.cli.certificates import read_leaf
 from comity_node.cli.commands import Command
 from comity_node.cli.consortium import own_root
-from comity_node.cli.context import Context, table
+from comity_node.cli.context import Context, read_bytes, table
 from comity_node.templates import CA_DIRECTORY
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ Level = Literal["ok", "note", "warning", "error"]
 _NODE_PACKAGES = ("trio", "libp2p", "yaml", "numpy", "onnx", "onnxruntime", "pyarrow", "sklearn", "h11")
 #: The one minor version of Flower that is tested (`pyproject.toml`, extra flower).
 _FLOWER = "1.41."
-_SOON_DAYS = 14
+_MAX_PEM = 128 * 1024
+_ADVICE = {
+    "certificate": "comity cert renew",
+    "root": "make the next one: comity cert root, then comity consortium rotate",
+    "bundle": "ask the consortium for the next epoch (comity consortium renew)",
+}
 _LITTLE_BYTES, _NO_BYTES = 2 << 30, 100 << 20
 _CONTROL_S = 3.0
 
@@ -88,15 +93,19 @@ def _keys(context: Context, config: NodeConfig) -> Iterator[Finding]:
 
 
 def _certificate(context: Context, config: NodeConfig) -> Iterator[Finding]:
-    leaf = read_leaf(config.chain)
-    yield _expiry("certificate", leaf.not_after, context, "comity cert request")
+    chain = read_certificates(read_bytes(config.chain, "the certificate", limit=_MAX_PEM))
+    yield _ends("certificate", certificate_expiry("certificate", "", chain[0], context.now_ms))
 
 
 def _bundle(context: Context, config: NodeConfig) -> Iterator[Finding]:
     bundle = load_bundle(config.bundle, now_ms=context.now_ms, own_ca=own_root(context, None))
-    expires = datetime.fromtimestamp(bundle.expires_ms / 1000, UTC)
-    yield _expiry("bundle", expires, context, "ask the consortium for the next epoch", _members(bundle))
-    attested = TrustStore(bundle).verify_chain(NodeIdentity.load(config.key, config.chain).chain, context.now_ms)
+    chain = NodeIdentity.load(config.key, config.chain).chain
+    for one in expiries(chain, bundle, context.now_ms):
+        if one.what == "bundle":
+            yield _ends("bundle", one, _members(bundle))
+        elif one.what == "root":
+            yield _ends("root", one, f"{one.name}, ")
+    attested = TrustStore(bundle).verify_chain(chain, context.now_ms)
     yield Finding("attestation", "ok", f"the consortium's bundle vouches for {attested.node}")
 
 
@@ -104,12 +113,15 @@ def _members(bundle: Bundle) -> str:
     return f"{bundle.consortium} epoch {bundle.epoch}, {len(bundle.members)} members, "
 
 
-def _expiry(check: str, expires: datetime, context: Context, advice: str, prefix: str = "") -> Finding:
-    days = (expires - context.now).days
-    if expires <= context.now:
-        return Finding(check, "error", f"{prefix}expired on {expires:%Y-%m-%d}: {advice}")
-    text = f"{prefix}good until {expires:%Y-%m-%d}, {days} days"
-    return Finding(check, "warning", f"{text}: {advice}") if days < _SOON_DAYS else Finding(check, "ok", text)
+def _ends(check: str, expiry: Expiry, prefix: str = "") -> Finding:
+    """Weeks ahead a note, then a warning; what is over is an error."""
+    end, advice = datetime.fromtimestamp(expiry.at_ms / 1000, UTC), _ADVICE[expiry.what]
+    if expiry.level == "expired":
+        return Finding(check, "error", f"{prefix}expired on {end:%Y-%m-%d}: {advice}")
+    text = f"{prefix}good until {end:%Y-%m-%d}, {expiry.days_left} days"
+    if expiry.level == "ok":
+        return Finding(check, "ok", text)
+    return Finding(check, "note" if expiry.level == "notice" else "warning", f"{text} ({expiry.level}): {advice}")
 
 
 def _policy(_: Context, config: NodeConfig) -> Iterator[Finding]:
