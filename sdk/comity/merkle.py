@@ -9,14 +9,19 @@ A tree's head says nothing about how many leaves it has: whoever signs a head si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from comity.errors import ProofInvalid
 
 HASH_BYTES: Final = 32
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+
+#: Gives the root of a full subtree by its height and its place from the left at that height.
+Subtree: TypeAlias = Callable[[int, int], bytes]
+#: Is told of full subtrees that came to be: their height, the place of the first one, and their roots.
+Completed: TypeAlias = Callable[[int, int, Sequence[bytes]], None]
 
 
 def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
@@ -45,17 +50,27 @@ class CompactRange:
         """Return the tree with one more leaf, given by its hash."""
         return self.extend((leaf,))
 
-    def extend(self, leaves: Sequence[bytes]) -> CompactRange:
-        """Return the tree with more leaves, given by their hashes."""
-        size, peaks = self.size, list(self.peaks)
-        for leaf in leaves:
-            merged, ones = leaf, size
-            while ones & 1:  # as many peaks merge as the size so far has trailing one bits
-                merged = node_hash(peaks.pop(), merged)
-                ones >>= 1
-            peaks.append(merged)
-            size += 1
-        return CompactRange(size, tuple(peaks))
+    def extend(self, leaves: Sequence[bytes], completed: Completed | None = None) -> CompactRange:
+        """Return the tree with more leaves, given by their hashes.
+
+        Height by height: the nodes that came to be at one are paired for the next, and an odd last one is a new peak.
+
+        Args:
+            leaves: their hashes.
+            completed: is told of the full subtrees of each height from 1 on that these leaves complete.
+        """
+        peaks, alone, height, level = list(self.peaks), [], 0, list(leaves)
+        while level:
+            if completed is not None and height:
+                completed(height, self.size >> height, level)
+            if self.size >> height & 1:
+                level.insert(0, peaks.pop())
+            if len(level) & 1:
+                alone.append(level.pop())
+            sides = iter(level)
+            level = [hashlib.sha256(b"\x01" + left + right).digest() for left, right in zip(sides, sides, strict=True)]
+            height += 1
+        return CompactRange(self.size + len(leaves), (*peaks, *reversed(alone)))
 
     def root(self) -> bytes:
         """Return the tree's head, MTH of RFC 6962."""
@@ -106,6 +121,18 @@ class Tree:
                 path.append(level[index ^ 1])
             index >>= 1
         return tuple(path)
+
+    def consistency(self, old: int) -> tuple[bytes, ...]:
+        """Return the proof that the tree of the first `old` leaves grew into this one (RFC 6962, section 2.1.2).
+
+        Raises:
+            ProofInvalid: this tree is smaller.
+        """
+        return tuple(self._node(start, end) for start, end in consistency_ranges(old, self.size))
+
+    def _node(self, start: int, end: int) -> bytes:
+        height = (end - start - 1).bit_length()
+        return self._levels[height][start >> height]
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
@@ -185,6 +212,103 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     """
     if root_from_path(leaf, index, size, proof) != root:
         raise ProofInvalid(f"the inclusion proof of entry {index} leads to another tree head")
+
+
+def inclusion_ranges(index: int, size: int) -> list[tuple[int, int]]:
+    """Return whose roots make the audit path of leaf `index`: ranges of leaves, `(first, one past the last)`.
+
+    Raises:
+        ProofInvalid: there is no such leaf.
+    """
+    _check_index(index, size)
+    ranges, start, end = [], 0, size
+    while end - start > 1:
+        middle = start + _split(end - start)
+        ranges.append((middle, end) if index < middle else (start, middle))
+        start, end = (start, middle) if index < middle else (middle, end)
+    return ranges[::-1]
+
+
+def consistency_ranges(old: int, new: int) -> list[tuple[int, int]]:
+    """Return whose roots prove that a tree of `old` leaves grew into one of `new` (RFC 6962, section 2.1.2).
+
+    Nothing is needed for the empty tree, which grows into any, nor for a tree that stayed as it was.
+
+    Raises:
+        ProofInvalid: `new` is smaller than `old`.
+    """
+    if not 0 <= old <= new:
+        raise ProofInvalid(f"a tree of {new} did not grow from one of {old}")
+    if old in (0, new):
+        return []
+    ranges, start, end = [], 0, new
+    while old != end:
+        middle = start + _split(end - start)
+        ranges.append((middle, end) if old <= middle else (start, middle))
+        start, end = (start, middle) if old <= middle else (middle, end)
+    if start:  # else it is the old tree itself, whose root the verifier has
+        ranges.append((start, end))
+    return ranges[::-1]
+
+
+def range_root(start: int, end: int, subtree: Subtree) -> bytes:
+    """Return the root over the leaves from `start` to before `end`, a range of the two functions above.
+
+    Args:
+        start: the first leaf.
+        end: one past the last leaf.
+        subtree: gives the roots of the full subtrees that it is put together from, at most one of each height.
+    """
+    parts = []
+    while start < end:
+        height = (end - start).bit_length() - 1
+        parts.append(subtree(height, start >> height))
+        start += 1 << height
+    root = parts[-1]
+    for part in parts[-2::-1]:
+        root = node_hash(part, root)
+    return root
+
+
+def verify_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]) -> None:
+    """Check that the tree of `new` leaves begins with the tree of `old` leaves (RFC 9162, section 2.1.4.2).
+
+    Args:
+        old: leaves of the old tree.
+        old_root: its head.
+        new: leaves of the new tree.
+        new_root: its head.
+        proof: what `Tree.consistency` returned.
+
+    Raises:
+        ProofInvalid: it does not, or the proof is no proof of it.
+    """
+    if len(proof) != len(consistency_ranges(old, new)):
+        raise ProofInvalid(f"the consistency proof from {old} to {new} leaves is too short or too long")
+    if old in (0, new):
+        if old_root != (new_root if old else EMPTY_ROOT):
+            raise ProofInvalid(f"two trees of {old} leaves have different heads")
+        return
+    at, last = old - 1, new - 1
+    while at & 1:  # up to the largest full subtree that ends where the old tree does
+        at, last = at >> 1, last >> 1
+    steps = list(proof) if at else [old_root, *proof]  # `at` is 0 if that is the old tree itself
+    before = after = steps[0]
+    for step in steps[1:]:
+        if at & 1 or at == last:
+            before, after = node_hash(step, before), node_hash(step, after)
+            while at and not at & 1:
+                at, last = at >> 1, last >> 1
+        else:
+            after = node_hash(after, step)
+        at, last = at >> 1, last >> 1
+    if before != old_root or after != new_root:
+        raise ProofInvalid(f"the tree of {new} leaves did not grow from the tree of {old} leaves")
+
+
+def _split(size: int) -> int:
+    """The largest power of two below `size`: where RFC 6962 divides a tree."""
+    return 1 << (size - 1).bit_length() - 1
 
 
 def _check_index(index: int, size: int) -> None:

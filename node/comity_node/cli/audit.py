@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
-from comity.errors import ConfigError
-from comity.signing import peer_id_to_bytes
-from comity_node.cli.certificates import read_leaf
+from comity.errors import AuditBroken, ConfigError
+from comity_node.cli.audit_common import (
+    DATABASE,
+    IDENTITY,
+    database_of,
+    former_of,
+    json_of,
+    public_key_of,
+    row_of,
+    witnesses_of,
+)
+from comity_node.cli.audit_common import HEADINGS as _HEADINGS
+from comity_node.cli.audit_show import EVIDENCE, SHOW, count, index
+from comity_node.cli.audit_witnesses import WITNESSES
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import Context, fields, read_bytes, table, timestamp
-from comity_node.storage import audit, connections
-from comity_node.storage.audit import StoredEntry
+from comity_node.cli.context import Context, fields, read_bytes, table, timestamp, write_new
+from comity_node.storage import audit, connections, witness
+from comity_node.storage.audit_export import export_lines, open_export
+from comity_node.storage.audit_proof import parse_proof, prove_entry, verify_proof
+from comity_node.storage.audit_verify import AuditReport, open_stored, require_witnesses, verify_log
 
-_PUBLIC_KEY_BYTES = 32
-_PAGE = 1000
-_MAX_SHOWN = 100_000
-
-
-def _database(context: Context, path: Path | None) -> Path:
-    return path or context.config().database
-
-
-def _public_key(context: Context, arguments: argparse.Namespace) -> bytes | None:
-    """Whose signature the checkpoints must have: --peer-id, else --chain, else that of the home's own chain."""
-    if arguments.peer_id:
-        return peer_id_to_bytes(arguments.peer_id)[-_PUBLIC_KEY_BYTES:]
-    if arguments.unsigned:
-        return None
-    if arguments.chain is None and arguments.database is not None:
-        raise ConfigError(
-            "whose log is it? Name the node with --peer-id or --chain, or say --unsigned to check no signature"
-        )
-    return read_leaf(arguments.chain or context.config().chain).public_key
+__all__ = ["COMMAND", "count"]
 
 
 def _verify(context: Context, arguments: argparse.Namespace) -> None:
-    path = _database(context, arguments.database)
+    if arguments.export and arguments.database:
+        raise ConfigError("name a database or an export, not both")
+    path = arguments.export or database_of(context, arguments.database)
+    key = public_key_of(context, arguments, foreign=bool(arguments.export or arguments.database))
+    keys, needed = witnesses_of(arguments)
     known = [read_bytes(note, "a checkpoint").decode("utf-8", errors="replace") for note in arguments.known]
-    report = audit.verify_file(path, _public_key(context, arguments), known=known)
+    with (open_export if arguments.export else open_stored)(path) as log:
+        report = verify_log(log, key, former=former_of(arguments), known=known, witnesses=keys)
+    cosigned = require_witnesses(report, keys, needed) if keys else None
     values: dict[str, object] = {
-        "database": str(path),
+        "export" if arguments.export else "database": str(path),
         "entries": report.entries,
         "root": report.root.hex(),
         "checkpoints": report.checkpoints,
@@ -50,66 +49,97 @@ def _verify(context: Context, arguments: argparse.Namespace) -> None:
         "unsigned": report.unsigned,
         "signatures_checked": report.signatures_checked,
         "origin": report.origin,
+        "cosignatures": report.cosignatures,
     }
-    context.emit({"valid": True, **values}, "the audit log is whole\n" + fields(values))
+    if cosigned is not None:
+        values |= {"witnesses": needed, "cosigned": cosigned}
+    seen = [{"name": each.name, "size": each.size, "at_s": each.at_s} for each in report.witnesses]
+    context.emit({"valid": True, **values, "seen_by": seen}, _whole(values, report))
 
 
-def _show(context: Context, arguments: argparse.Namespace) -> None:
-    wanted = _entries(_database(context, arguments.database), arguments.start)
-    matching = (each for each in wanted if not arguments.kind or each.entry.kind == arguments.kind)
-    chosen = deque(matching, maxlen=arguments.last)
-    context.emit([_json(each) for each in chosen], table([_row(each) for each in chosen], _HEADINGS))
+def _whole(values: dict[str, object], report: AuditReport) -> str:
+    lines = ["the audit log is whole", fields(values)]
+    if report.witnesses:
+        rows = [(each.name, each.size, timestamp(each.at_s * 1000)) for each in report.witnesses]
+        lines += ["", table(rows, ("COSIGNED BY", "ENTRIES", "AT"))]
+    return "\n".join(lines)
 
 
-_HEADINGS = ("INDEX", "TIME", "KIND", "ACTION", "DECISION", "PEER", "RULES", "SUBJECT")
-
-
-def _entries(path: Path, start: int) -> Iterator[StoredEntry]:
-    connection = connections.connect_readonly(path)
+def _checkpoint(context: Context, arguments: argparse.Namespace) -> None:
+    connection = connections.connect_readonly(database_of(context, arguments.database))
     try:
-        while page := audit.entries(connection, start=start, limit=_PAGE):
-            yield from page
-            start = page[-1].index + 1
+        newest = audit.checkpoints(connection, limit=1)
+        if not newest:
+            raise ConfigError("the log has no checkpoint yet; a running node signs one within seconds")
+        size = int(newest[0].split("\n")[1])
+        note = witness.cosigned_note(connection, size) or newest[0]
     finally:
         connection.close()
+    if arguments.out:
+        write_new(arguments.out, note.encode())
+    context.emit({"size": size, "note": note}, f"written to {arguments.out}" if arguments.out else note.rstrip("\n"))
 
 
-def _row(stored: StoredEntry) -> tuple[object, ...]:
-    entry = stored.entry
-    rules, subject = ", ".join(entry.rules), entry.subject.hex()[:16]
-    return stored.index, timestamp(stored.at_ms), entry.kind, entry.action, entry.decision, entry.peer, rules, subject
+def _prove(context: Context, arguments: argparse.Namespace) -> None:
+    connection = connections.connect_readonly(database_of(context, arguments.database))
+    try:
+        connection.execute("BEGIN")
+        proof = prove_entry(connection, arguments.index)
+    finally:
+        connection.close()
+    out = arguments.out or Path(f"entry-{arguments.index}.tlog-proof")
+    write_new(out, proof.encode().encode(), force=arguments.force)
+    text = (
+        f"the proof of entry {arguments.index} is in {out}; verify it with: comity audit verify-proof {out} --peer-id …"
+    )
+    context.emit({"index": arguments.index, "file": str(out)}, text)
 
 
-def _json(stored: StoredEntry) -> dict[str, object]:
-    entry = stored.entry
-    return {
-        "index": stored.index,
-        "at_ms": stored.at_ms,
-        "hash": stored.hash.hex(),
-        "kind": entry.kind,
-        "action": entry.action,
-        "decision": entry.decision,
-        "peer": entry.peer,
-        "rules": list(entry.rules),
-        "subject": entry.subject.hex(),
-        "policy": entry.policy.hex(),
-        "agreement": entry.agreement.hex(),
-        "detail": dict(entry.detail),
+def _verify_proof(context: Context, arguments: argparse.Namespace) -> None:
+    text = read_bytes(arguments.file, "a proof").decode("utf-8", errors="replace")
+    key = public_key_of(context, arguments, foreign=True)
+    keys, needed = witnesses_of(arguments)
+    proved = verify_proof(parse_proof(text), key, former=former_of(arguments), witnesses=keys)
+    if len(proved.witnesses) < needed:
+        raise AuditBroken(
+            f"{len(proved.witnesses)} of the witnesses have cosigned the checkpoint, and {needed} have to"
+        )
+    values: dict[str, object] = {
+        "origin": proved.origin,
+        "size": proved.size,
+        "signature_checked": key is not None,
+        "witnesses": ", ".join(f"{name} at {timestamp(at_s * 1000)}" for name, at_s in proved.witnesses),
     }
+    lines = ["the entry stands in the log", fields(values), "", table([row_of(proved.entry)], _HEADINGS)]
+    context.emit({"valid": True, **values, "entry": json_of(proved.entry)}, "\n".join(lines))
 
 
-def count(text: str) -> int:
-    """Read a number of lines from the command line.
+def _export(context: Context, arguments: argparse.Namespace) -> None:
+    connection = connections.connect_readonly(database_of(context, arguments.database))
+    lines = 0
+    try:
+        connection.execute("BEGIN")
+        if arguments.out is None:
+            for line in export_lines(connection):
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+            return
+        if arguments.out.exists() and not arguments.force:
+            raise ConfigError("there is one already; --force replaces it", file=str(arguments.out))
+        try:
+            with arguments.out.open("wb") as file:
+                for lines, line in enumerate(export_lines(connection), 1):  # noqa: B007
+                    file.write(line)
+        except OSError as error:
+            raise ConfigError(f"cannot write: {error.strerror}", file=str(arguments.out)) from error
+    finally:
+        connection.close()
+    text = f"{lines} lines are in {arguments.out}; verify them with: comity audit verify --export {arguments.out}"
+    context.emit({"lines": lines, "file": str(arguments.out)}, text)
 
-    Raises:
-        argparse.ArgumentTypeError: it is no whole number from 0 to 100,000.
-    """
-    if not (text.isascii() and text.isdigit() and int(text) <= _MAX_SHOWN):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {_MAX_SHOWN}")
-    return int(text)
 
-
-_DATABASE = argument("database", nargs="?", type=Path, metavar="DATABASE", help="a node's database (this node's)")
+_OUT = argument("--out", type=Path, metavar="FILE", help="where to write it")
+_FORCE = argument("--force", action="store_true", help="replace the file")
 
 COMMAND = Command(
     "audit",
@@ -117,33 +147,58 @@ COMMAND = Command(
     commands=(
         Command(
             "verify",
-            "check every entry, the chain, the tree and the signed checkpoints, offline",
+            "check every entry, the chain, the tree, the signed checkpoints and their cosignatures, offline",
             _verify,
             (
-                _DATABASE,
-                argument("--peer-id", metavar="PEERID", help="the node whose log it is"),
-                argument("--chain", type=Path, metavar="FILE", help="the certificate of that node (this node's)"),
-                argument("--unsigned", action="store_true", help="check no signatures"),
+                DATABASE,
+                argument("--export", type=Path, metavar="FILE", help="an export instead of a database"),
+                *IDENTITY,
                 argument(
                     "--known",
                     type=Path,
                     action="append",
                     default=[],
                     metavar="NOTE",
-                    help="a checkpoint kept elsewhere",
+                    help="a checkpoint kept elsewhere (`comity audit checkpoint`); may be repeated",
                 ),
+            ),
+            description=(
+                "Check every entry, the chain, the tree, the signed checkpoints and their cosignatures, offline."
+                " Whoever holds the node's key can write a whole new log that verifies by itself: name witnesses, or"
+                " checkpoints that were kept elsewhere, to see that."
+            ),
+        ),
+        SHOW,
+        Command(
+            "checkpoint",
+            "print the newest signed checkpoint, to be kept elsewhere",
+            _checkpoint,
+            (DATABASE, _OUT),
+        ),
+        Command(
+            "prove",
+            "write a proof that an entry stands in the log, which verifies without the database",
+            _prove,
+            (
+                argument("index", type=index, metavar="INDEX", help="of the entry, as `comity audit show` has it"),
+                DATABASE,
+                argument("--out", type=Path, metavar="FILE", help="where to write it (entry-INDEX.tlog-proof)"),
+                _FORCE,
             ),
         ),
         Command(
-            "show",
-            "show entries of the audit log",
-            _show,
-            (
-                _DATABASE,
-                argument("--last", type=count, default=50, metavar="N", help="how many (%(default)s)"),
-                argument("--start", type=count, default=0, metavar="INDEX", help="the first index to look at"),
-                argument("--kind", default="", help="only entries of a kind: decision, effect, …"),
-            ),
+            "verify-proof",
+            "verify such a proof, with no database and no node",
+            _verify_proof,
+            (argument("file", type=Path, metavar="FILE", help="what `comity audit prove` wrote"), *IDENTITY),
         ),
+        Command(
+            "export",
+            "write the whole log as JSON lines, which verify without the database",
+            _export,
+            (DATABASE, _OUT, _FORCE),
+        ),
+        EVIDENCE,
+        WITNESSES,
     ),
 )

@@ -140,7 +140,7 @@ def _check_plain(value: object, depth: int) -> None:
 def _fields(index: int, data: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AuditBroken("it is no JSON", index=index) from error
     if not isinstance(fields, dict) or fields.get("v") != _VERSION:
         raise AuditBroken(f"it is no entry of version {_VERSION}", index=index)
@@ -177,5 +177,5 @@ def decode(index: int, data: bytes, hashed: bytes) -> StoredEntry:
             detail=dict(fields.get("detail", {})),
         )
         return StoredEntry(index, bytes(hashed), int(fields["at_ms"]), entry, bytes(data))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AuditBroken("a field is missing or has the wrong type", index=index) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,8 @@ _KEY_ID_BYTES: Final = 4
 _MAX_NOTE: Final = 64 * 1024
 _NAME: Final = re.compile(r"[^\s+]+")
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
+#: Control characters but for the newline, and halves of characters, which no UTF-8 has.
+_CONTROL: Final = re.compile("[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,19 @@ def open_note(note: str, name: str, public_key: bytes) -> str:
     return text
 
 
+def open_signed(note: str, name: str, public_keys: Sequence[bytes]) -> str:
+    """Return the text of a note that one of a signer's keys signed, the present one first.
+
+    Raises:
+        AuditBroken: the note is malformed, carries no signature of any of them, or one that does not verify.
+    """
+    ids = {key_id(name, each): each for each in reversed(public_keys)}
+    used = [
+        ids[value[:_KEY_ID_BYTES]] for line, value in _split(note)[1] if line == name and value[:_KEY_ID_BYTES] in ids
+    ]
+    return open_note(note, name, used[0] if used else public_keys[0])
+
+
 def note_text(note: str) -> str:
     """Return the text of a note without checking who signed it.
 
@@ -100,6 +114,26 @@ def note_text(note: str) -> str:
     return _split(note)[0]
 
 
+def note_signatures(note: str) -> list[tuple[str, bytes]]:
+    """Return the name and the value (key id and signature) of each signature line, unchecked.
+
+    Raises:
+        AuditBroken: the note is malformed.
+    """
+    return _split(note)[1]
+
+
+def note_signature_lines(note: str) -> list[tuple[str, str]]:
+    """Return the name and the whole line, with its newline, of each signature of a note, unchecked.
+
+    Raises:
+        AuditBroken: the note is malformed.
+    """
+    names = [name for name, _ in _split(note)[1]]
+    lines = note.rpartition("\n\n")[2].split("\n")
+    return [(name, f"{line}\n") for name, line in zip(names, lines[:-1], strict=True)]
+
+
 def parse_checkpoint(text: str) -> Checkpoint:
     """Parse the text of a checkpoint. Extension lines are refused: this log writes none.
 
@@ -107,9 +141,13 @@ def parse_checkpoint(text: str) -> Checkpoint:
         AuditBroken: the text is no checkpoint.
     """
     lines = text.split("\n")
+    if _CONTROL.search(text):
+        raise AuditBroken("the checkpoint has control characters")
     if len(lines) != 4 or lines[3] or not lines[0] or not _SIZE.fullmatch(lines[1]):
         raise AuditBroken("not a checkpoint of three lines: origin, size, root")
     checkpoint = Checkpoint(lines[0], int(lines[1]), _base64(lines[2]))
+    if checkpoint.size.bit_length() > 63:
+        raise AuditBroken("the checkpoint is of more entries than any log has")
     if checkpoint.text() != text or len(checkpoint.root) != 32:
         raise AuditBroken("the checkpoint's root is not the base64 of 32 bytes")
     return checkpoint
@@ -135,6 +173,9 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
 
 def _base64(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise AuditBroken("the note holds something that is no base64") from error
+    if base64.b64encode(value).decode() != text:  # bits behind the last byte: two texts for one value
+        raise AuditBroken("the note holds base64 that is not in its one canonical form")
+    return value
