@@ -226,7 +226,7 @@ def test_an_entry_that_cannot_be_written_costs_only_its_own_caller(tmp_path: Pat
                 assert (await gate.demand(asked)).allowed
                 return
             with pytest.raises(StorageError, match="an audit entry has"):
-                await gate.decide([asked, replace(asked, request=replace(asked.request, purpose="p" * 20_000))])
+                await gate.decide([asked, replace(asked, subject=b"s" * 20_000)])
 
         async with trio.open_nursery() as nursery:
             for number in range(9):

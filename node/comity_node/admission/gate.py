@@ -12,49 +12,30 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from comity.envelope import Message, Unsigned, open_message, sign_all, unsigned_message
-from comity.errors import PolicyDenied, SignatureInvalid
+from comity.errors import ApprovalPending, OwnCertificateExpired, PolicyDenied, SignatureInvalid
 from comity.trust import Attested, NodeIdentity
+from comity_node.admission.approvals import Approvals
 from comity_node.admission.gathering import Gathering
+from comity_node.admission.knowledge import Knowledge
+from comity_node.admission.pseudonyms import Pseudonyms
+from comity_node.admission.questions import Question, Waiting
+from comity_node.admission.settling import Call, Settled, settle_all
+from comity_node.admission.shapes import Shape, Shapes, keep
 from comity_node.policy.engine import Policy
-from comity_node.policy.model import Decision, Obligations, Rate, Request
+from comity_node.policy.model import Decision, Rate, Request
 from comity_node.protocol.freshness import Freshness, MessageIds
-from comity_node.storage import audit, journal
+from comity_node.storage import journal
 from comity_node.storage.database import Database
+
+__all__ = ["Gate", "Question", "Waiting", "stored_high_water_ms", "used_up"]
 
 _HIGH_WATER: Final = "freshness.high_water_ms"
 #: Messages that share a signature, and calls of `decide` that share a transaction, at most.
 _MOST_AT_ONCE: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What the policy is asked, and what it is about.
-
-    Args:
-        request: the question itself.
-        subject: SHA-256 of what would cross (a record, a manifest, the terms); empty if there is no such thing.
-        agreement: digest of the agreement that it happens under; empty before there is one.
-        amount: records that count against the rates of the rules that allow it.
-    """
-
-    request: Request
-    subject: bytes = b""
-    agreement: bytes = b""
-    amount: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What one call of `decide` has to have settled: questions, and what the policy of that moment says to each."""
-
-    policy: Policy
-    questions: Sequence[Question]
-    decisions: Sequence[Decision]
-    now_ms: int
 
 
 class Gate:
@@ -69,8 +50,7 @@ class Gate:
         Raises:
             PolicyDenied: the policy speaks for another organization.
         """
-        if policy.organization != identity.organization:
-            raise PolicyDenied(f"the policy is of {policy.organization}, this node of {identity.organization}")
+        _check_owner(policy, identity)
         self.identity = identity
         self.policy = policy
         self.now_ms = now_ms
@@ -81,27 +61,90 @@ class Gate:
         self._signing = Gathering(self._sign, most=_MOST_AT_ONCE)
         self._deciding = Gathering(self._write, most=_MOST_AT_ONCE)
         self._high_water_ms = 0
+        self._shapes = Shapes()
+        self._knowledge = Knowledge(database)
+        self.approvals = Approvals(database, now_ms)
+        self.pseudonyms = Pseudonyms(database.path, identity.organization, random_bytes)
+
+    async def replace(self, policy: Policy) -> None:
+        """Put another policy in force: whoever asks after this is answered by it; so is whoever waits for an answer.
+
+        Raises:
+            PolicyDenied: it speaks for another organization; the one before stays.
+        """
+        _check_owner(policy, self.identity)
+        await self._knowledge.refresh(policy)
+        self.policy = policy
+
+    def asks(self, label: str) -> bool:
+        """Whether a rule of the policy asks about a label: then whoever puts a question and knows it says it."""
+        return self._knowledge.asks(self.policy, label)
+
+    async def look(self) -> None:
+        """Read what `consider` may have to know."""
+        await self._knowledge.refresh(self.policy)
+
+    def consider(self, request: Request) -> Decision:
+        """Return what the policy would say now, without asking it: nothing is counted, noted or allowed by this.
+
+        May be called from a thread. An approval that is asked for counts as given.
+        """
+        policy = self.policy
+        return policy.decide(self._knowledge.complete(policy, request, self.now_ms()))
 
     async def decide(self, questions: Sequence[Question]) -> list[Decision]:
         """Decide on each question; all decisions are in the audit log, on disk, when this returns.
 
-        A decision is a deny, too, if a rate of its rules is used up; `used_up` tells. Calls that come together share a
+        A decision is a deny, too, if a rate, a quota or a privacy budget of its rules is used up (`used_up` tells of a
+        rate), or if a person has to approve it first: then it is a `Waiting`. Calls that come together share a
         transaction and one step of the log; each is decided as if it had its own.
-        """
-        policy = self.policy
-        decisions = [policy.decide(question.request) for question in questions]
-        return await self._deciding.do(_Call(policy, questions, decisions, self.now_ms()))
 
-    async def _write(self, calls: Sequence[_Call]) -> list[list[Decision]]:
-        return await self._database.transact(lambda connection: _settle_all(connection, calls))
+        A decision is one of the policy that is in force when this returns: if that was replaced in the meantime, the
+        new one is asked too, and its answer counts.
+        """
+        while True:
+            policy = self.policy
+            decisions = await self._decide(policy, questions)
+            if policy is self.policy:
+                return decisions
+
+    async def _decide(self, policy: Policy, questions: Sequence[Question]) -> list[Decision]:
+        await self._knowledge.refresh(policy)
+        now_ms = self.now_ms()
+        asked = questions
+        if self._knowledge.adds(policy):
+            asked = [
+                replace_request(each, self._knowledge.complete(policy, each.request, now_ms)) for each in questions
+            ]
+        decisions = [policy.decide(question.request) for question in asked]
+        shapes = [self._shapes.of(question.request) for question in asked]
+        return await self._deciding.do(Call(policy, asked, decisions, shapes, now_ms))
+
+    async def _write(self, calls: Sequence[Call]) -> list[list[Decision]]:
+        new = {shape.digest: shape for call in calls for shape in call.shapes if not shape.settled}
+
+        def write(connection: sqlite3.Connection) -> tuple[Settled, list[Shape]]:
+            return settle_all(connection, calls, self._random_bytes), keep(connection, new.values())
+
+        settled, kept = await self._database.transact(write)
+        for shape in kept:  # only now: what is not committed is not there
+            shape.settled = True
+        self.approvals.note_asked(settled.asked, settled.notices)
+        return settled.decisions
 
     async def demand(self, question: Question) -> Decision:
         """Decide on one question and refuse to go on without an allow.
 
         Raises:
+            ApprovalPending: a person has to approve it first; `approvals.changed` is set when one has decided.
             PolicyDenied: the policy said no; it carries the rules and the reason.
         """
         (decision,) = await self.decide([question])
+        if isinstance(decision, Waiting):
+            raise ApprovalPending(
+                decision.reason, rules=decision.rules, approval=decision.approval.hex(),
+                deadline_ms=decision.deadline_ms,
+            )  # fmt: skip
         if not decision.allowed:
             raise PolicyDenied(decision.reason, rules=decision.rules)
         return decision
@@ -124,7 +167,10 @@ class Gate:
         Raises:
             EnvelopeMalformed: an argument is out of its bounds, or the envelope would be too large.
             SignatureInvalid: `audience` is not the PeerId of an Ed25519 key.
+            OwnCertificateExpired: nobody would accept it.
         """
+        if self.now_ms() > self.identity.valid_ms[1]:
+            raise OwnCertificateExpired("this node's own certificate has expired: it signs nothing")
         unsigned = unsigned_message(
             kind,
             body,
@@ -160,6 +206,11 @@ class Gate:
             self._high_water_ms = max(self._high_water_ms, kept_ms)
 
 
+def _check_owner(policy: Policy, identity: NodeIdentity) -> None:
+    if policy.organization != identity.organization:
+        raise PolicyDenied(f"the policy is of {policy.organization}, this node of {identity.organization}")
+
+
 def stored_high_water_ms(connection: sqlite3.Connection) -> int:
     """Return the high-water mark that an earlier run left (0 if there was none)."""
     return journal.get_number(connection, _HIGH_WATER)
@@ -170,47 +221,6 @@ def used_up(decision: Decision) -> Rate | None:
     return next(iter(decision.obligations.rates), None) if not decision.allowed else None
 
 
-def _settle_all(connection: sqlite3.Connection, calls: Sequence[_Call]) -> list[list[Decision]]:
-    """Settle the decisions of each call, in order, and append them to the log in one step."""
-    settled: list[list[Decision]] = []
-    log: list[tuple[audit.AuditEntry, int]] = []
-    for call in calls:
-        final = []
-        for question, decision in zip(call.questions, call.decisions, strict=True):
-            final.append(_reserve(connection, decision, question.amount, call.now_ms))
-            log.append((_entry(question, final[-1], call.policy), call.now_ms))
-        settled.append(final)
-    audit.append_all(connection, log)
-    return settled
-
-
-def _reserve(connection: sqlite3.Connection, decision: Decision, amount: int, now_ms: int) -> Decision:
-    if not decision.allowed:
-        return decision
-    for rate in decision.obligations.rates:
-        if journal.reserved(connection, rate.rule, rate.per_ms, now_ms) + amount > rate.records:
-            reason = f"the rate of rule {rate.rule} is used up: {rate.records} records in {rate.per_ms / 1000:g} s"
-            return Decision(False, (rate.rule,), reason, Obligations(rates=(rate,)), decision.near_misses)
-    for rate in decision.obligations.rates:  # only now: what is denied uses nothing up
-        journal.reserve(connection, rate.rule, rate.records, rate.per_ms, amount, now_ms)
-    return decision
-
-
-def _entry(question: Question, decision: Decision, policy: Policy) -> audit.AuditEntry:
-    request = question.request
-    return audit.AuditEntry(
-        kind="decision",
-        action=request.action,
-        decision="allow" if decision.allowed else "deny",
-        rules=decision.rules,
-        peer=request.organization,
-        subject=question.subject,
-        policy=policy.digest,
-        agreement=question.agreement,
-        detail={
-            "purpose": request.purpose,
-            "dataset": request.dataset,
-            "kind": request.kind,
-            "reason": decision.reason,
-        },
-    )
+def replace_request(question: Question, request: Request) -> Question:
+    """Return the question with another request; itself if it is the same one."""
+    return question if request is question.request else replace(question, request=request)

@@ -24,6 +24,7 @@ from comity_node.bulk.ipc import ARROW_ERRORS, columns_of
 from comity_node.bulk.tables import Table, slices, travelling
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Obligations
+from comity_node.policy.shaping import reached
 from comity_node.protocol.bulk_manifest import Column
 from comity_node.storage import bulk as journal
 from comity_node.storage.connections import connect_readonly
@@ -52,7 +53,7 @@ class CertifiedTable:
             first = next(self._rows(connection), None)
             count = journal.count_certified(connection, self._dataset, self._agreement)
             schema = travelling(self._schema(first[0] if first is not None else {}))
-        except BaseException:
+        except BaseException:  # nobody else has the connection yet; raised again
             connection.close()
             raise
         return Table(columns_of(schema), self._batches(connection, schema), connection.close, count)
@@ -118,6 +119,10 @@ class Verifier:
         self._giver, self._taker = giver, taker
         #: How long the strictest of the agreements under which the rows were certified lets them be kept.
         self.retain_ms: int | None = None
+        #: When the rows must be gone at the latest, by the same agreements.
+        self.expire_ms: int | None = None
+        #: What the noise costs that the agreements ask for, over all numbers that were checked.
+        self.epsilon = 0.0
 
     def check(self, batch: Any) -> None:  # noqa: ANN401  (pyarrow ships no types)
         """Check every row of a batch.
@@ -138,8 +143,13 @@ class Verifier:
             if json.loads(proven.record) != row:
                 raise CertificateInvalid(f"the row of task {proven.task_id} is not the record that was certified")
             self._check_terms(proven.agreed)
+            self._count_noise(proven.agreed, row)
             self._check_onward(proven)
             duties.verify(self._owed, row)
+
+    def _count_noise(self, agreed: Agreed, row: Mapping[str, Any]) -> None:
+        for path, noise in agreed.terms.obligations.noise.items():
+            self.epsilon += noise.epsilon * sum(value is not None for value in reached(row, path))
 
     def _check_onward(self, proven: Provenance) -> None:
         """Whoever made a record gives it to whom it likes; the others keep to what the agreement says about onward."""
@@ -157,6 +167,10 @@ class Verifier:
             raise CertificateInvalid(f"a row was certified for the dataset {terms.dataset!r}")
         if seconds := terms.obligations.retain_seconds:
             self.retain_ms = min(self.retain_ms or seconds * 1000, seconds * 1000)
+        if expire_ms := terms.obligations.expire_ms:
+            self.expire_ms = min(self.expire_ms or expire_ms, expire_ms)
+        if owed.noise and not duties.covers(duties.from_terms(terms.obligations), Obligations(noise=owed.noise)):
+            raise PolicyDenied("a row was certified with less noise than is asked for")
         if terms.obligations.min_distance_to_private < (owed.min_distance_to_private or 0.0):
             raise PolicyDenied("a row was certified at a smaller distance to private rows than is asked for")
         review = owed.review

@@ -11,7 +11,7 @@ from typing import Final
 from comity.errors import ChunkInvalid
 from comity.merkle import leaf_hash
 from comity.trust import TrustStore
-from comity_node.bulk import shape
+from comity_node.bulk import forms, shape
 from comity_node.bulk.certified import Verifier
 from comity_node.bulk.ipc import StreamReader
 from comity_node.bulk.spool import PartFile, leaf_at
@@ -83,12 +83,19 @@ class TableCheck:
         self._certified = manifest.kind == "certified"
         self._verifier = Verifier(trust, owed, manifest.dataset, manifest.organization, manifest.to_organization)
         self._grids = shape.generalized(owed, manifest.columns)
-        self._schema = schema.without(owed.redact) if schema is not None else None
+        self._forms = forms.forms_of(owed, manifest.columns) if not self._certified else {}
+        self._classes = forms.Classes(owed, manifest.columns, manifest.rows)
+        self._schema = schema.without(owed.redact | shape.texts(owed)) if schema is not None else None
 
     @property
     def chunks(self) -> int:
         """Chunks that were read."""
         return self._reader.done
+
+    @property
+    def expire_ms(self) -> int | None:
+        """When the rows must be gone by those agreements; None if none says so."""
+        return self._verifier.expire_ms
 
     @property
     def retain_ms(self) -> int | None:
@@ -110,8 +117,11 @@ class TableCheck:
                 if self._schema is not None:
                     shape.check_schema(self._schema, batch)
                 shape.verify(self._grids, batch)
+                forms.verify(self._forms, batch)
+            self._classes.add(batch)
             done += batch.nbytes
             batches += 1
             if self._certified or done >= step_bytes or batches == _STEP_BATCHES:
                 yield self.chunks
                 done = batches = 0
+        self._classes.finish()

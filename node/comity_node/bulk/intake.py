@@ -60,6 +60,7 @@ class Intake:
         self._written = self._synced = 0
         self._syncing = False
         self._retain_ms = owed.retain_ms
+        self._expire_ms = owed.expire_ms
         #: Whether the table itself is what is wrong: then no other try can make it good.
         self.is_bad = False
 
@@ -175,6 +176,7 @@ class Intake:
         if scope.cancelled_caught:
             raise DeadlineExceeded("checking the rows takes too long")
         self._retain_ms = min((one for one in (self._owed.retain_ms, check.retain_ms) if one is not None), default=None)
+        self._expire_ms = min((one for one in (self._owed.expire_ms, check.expire_ms) if one is not None), default=None)
 
     async def _check_steps(self, part: PartFile, check: TableCheck, steps: Iterator[Any]) -> None:
         try:
@@ -195,7 +197,9 @@ class Intake:
         """Move it into the inbox, journal and audit it, and send the receipt."""
         parts, row = self._parts, self._row
         now_ms = parts.gate.now_ms()
-        until_ms = min(now_ms + self._retain_ms, _LATEST_MS) if self._retain_ms is not None else None
+        retained_ms = now_ms + self._retain_ms if self._retain_ms is not None else None
+        until_ms = min((one for one in (retained_ms, self._expire_ms) if one is not None), default=None)
+        until_ms = min(until_ms, _LATEST_MS) if until_ms is not None else None
         receipt = self._receipt(now_ms, until_ms)
         entry = audit.AuditEntry(
             kind="effect",

@@ -25,6 +25,7 @@ from comity.envelope import open_document, sign_document
 from comity.errors import ConfigError, InvalidName, InvalidRecord, PolicyDenied, StorageFull
 from comity.ids import organization_name
 from comity_node.admission import Question
+from comity_node.admission.questions import Spending, to_units
 from comity_node.bulk import shape
 from comity_node.bulk.certified import CertifiedTable, Verifier
 from comity_node.bulk.common import (
@@ -37,6 +38,7 @@ from comity_node.bulk.common import (
     make_request,
     transfer_id_of,
 )
+from comity_node.bulk.forms import Classes
 from comity_node.bulk.spool import Spooled, SpoolWriter
 from comity_node.bulk.tables import Table, open_table
 from comity_node.policy import obligations as duties
@@ -86,6 +88,7 @@ class _Refinery:
         self.rows = 0
         if self._certified is not None:
             self.schema, self.columns = shape.arrow_schema(table.columns), table.columns
+            self._classes = Classes(owed, self.columns, table.rows or 0)
             return
         if owed.review is not None:
             raise PolicyDenied("a review is asked for: only certified records have had one (--kind certified)")
@@ -93,12 +96,15 @@ class _Refinery:
             raise PolicyDenied(
                 "min_distance_to_private is asked for, and node.yaml names no private rows of this dataset"
             )
-        self._shaper = shape.Shaper(owed, table.columns)
+        pseudonym = parts.gate.pseudonyms.of(order.dataset) if owed.hash else None
+        self._shaper = shape.Shaper(owed, table.columns, pseudonym)
         self.schema, self.columns = self._shaper.schema, self._shaper.columns
+        self._classes = Classes(owed, self.columns, table.rows or 0)
         if self._schema is not None:
             shape.check_columns(self._schema, table.columns)
-            self._after = self._schema.without(owed.redact)
-            shape.check_columns(self._after, self.columns)
+            texts = shape.texts(owed)
+            self._after = self._schema.without(owed.redact | texts)
+            shape.check_columns(self._after, [column for column in self.columns if column.name not in texts])
 
     def apply(self, batch: Any) -> Any:  # noqa: ANN401  (pyarrow ships no types)
         """Return the batch that may leave.
@@ -110,6 +116,7 @@ class _Refinery:
         self.rows += batch.num_rows
         if self._certified is not None:
             self._certified.check(batch)
+            self._classes.add(batch)
             return batch
         if self._schema is not None:
             shape.check_schema(self._schema, batch)
@@ -118,7 +125,21 @@ class _Refinery:
             shape.check_schema(self._after, shaped)
         if self._distance:
             self._keep_distance(shaped)
+        self._classes.add(shaped)
         return shaped
+
+    def finish(self) -> None:
+        """Check what holds of the table as a whole.
+
+        Raises:
+            PolicyDenied: too few rows share their identifying values.
+        """
+        self._classes.finish()
+
+    @property
+    def epsilon(self) -> float:
+        """What the noise of all rows costs."""
+        return self._certified.epsilon if self._certified is not None else self._shaper.noise.epsilon
 
     def _keep_distance(self, batch: Any) -> None:  # noqa: ANN401  (pyarrow ships no types)
         assert self._schema is not None  # there are no private rows without one
@@ -158,7 +179,7 @@ class Preparer:
             await self._parts.in_thread(table.close)
         try:
             return await self._release(order, owed, refinery, spooled)
-        except BaseException:
+        except BaseException:  # whatever it was, what was spooled goes; raised again
             with trio.CancelScope(shield=True):  # also if a person gave up: one look and one unlink
                 await self._drop_unwanted(spooled.root)
             raise
@@ -198,9 +219,10 @@ class Preparer:
         parts = self._parts
         agreed = agreed_obligations(parts, order.agreement, order.to, order.dataset, order.purpose)
         path = order.path
+        await parts.gate.look()
         size = await parts.in_thread(lambda: _size(path)) if path is not None else 0
         request = self._request(order, frozenset(column.name for column in table.columns), table.rows or 0, size)
-        decision = parts.gate.policy.decide(request)
+        decision = parts.gate.consider(request)
         if not decision.allowed:
             await parts.gate.demand(Question(request, b"", order.agreement, max(table.rows or 0, 1)))
             raise PolicyDenied(decision.reason, rules=decision.rules)
@@ -222,8 +244,9 @@ class Preparer:
             writer = await parts.in_thread(lambda: pa.ipc.new_stream(sink, refinery.schema, options=_OPTIONS))
             while await parts.in_thread(lambda: self._step(batches, sink, writer)):
                 report(Progress("", "preparing", refinery.rows, 0, sink.length))
+            refinery.finish()
             return await parts.in_thread(lambda: _finish(sink, writer))
-        except BaseException:
+        except BaseException:  # whatever it was, the half-written file goes; raised again
             sink.discard()  # an unlink: short enough for the loop, and not to be cancelled
             raise
 
@@ -241,8 +264,17 @@ class Preparer:
         _check_onward(await parts.database.read(lambda c: journal.received_manifests(c, spooled.root)))
         fields = frozenset(column.name for column in refinery.columns)
         request = self._request(order, fields, refinery.rows, spooled.geometry.length)
-        decision = await parts.gate.demand(Question(request, spooled.root, order.agreement, refinery.rows))
-        if not duties.covers(owed, replace(decision.obligations, rates=())):
+        if owed.expire_ms is not None and owed.expire_ms <= now_ms:
+            raise PolicyDenied("its obligations say that it must be gone by now (expire)")
+        if refinery.epsilon and decided_by_hand(parts, request) and not order.agreement:
+            raise PolicyDenied(
+                "a person would have to approve noise that is drawn anew each time: send it under an agreement"
+            )
+        cost = to_units(refinery.epsilon, up=True)
+        spending = Spending(parts.gate.new_id() + parts.gate.new_id(), cost) if cost else None
+        question = Question(request, spooled.root, order.agreement, refinery.rows, spending)
+        decision = await parts.gate.demand(question)
+        if not duties.covers(owed, decision.obligations):
             raise PolicyDenied(
                 "the policy asks more of what came out than of what went in; it may have changed: send it again",
                 rules=decision.rules,
@@ -303,6 +335,11 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
+
+
+def decided_by_hand(parts: Surroundings, request: Request) -> bool:
+    """Whether a rule that allows it asks for a person's approval."""
+    return bool(parts.gate.consider(request).obligations.approvals)
 
 
 def _check_onward(manifests: Sequence[bytes]) -> None:

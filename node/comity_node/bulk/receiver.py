@@ -73,9 +73,10 @@ class _Offer:
 class _Running:
     """A try that is under way."""
 
-    organization: str
+    offer: _Offer
     scope: trio.CancelScope
     over: trio.Event
+    why: ComityError | None = None
 
 
 class BulkReceiver:
@@ -94,6 +95,18 @@ class BulkReceiver:
         while (running := self._running.get(transfer_id)) is not None:
             running.scope.cancel()
             await running.over.wait()
+
+    async def look_again(self) -> None:
+        """Cut the transfers that the policy and the agreements of now do not take in; they stay open."""
+        for running in list(self._running.values()):
+            transfer_id = running.offer.transfer_id
+            try:
+                known = await self._parts.database.read(lambda c: journal.get_bulk(c, transfer_id))  # noqa: B023
+                if known is not None and known.state == "open":  # else it is decided on by the policy of now, or over
+                    await self._decide(running.offer, known)
+            except ComityError as error:
+                running.why = error
+                running.scope.cancel()
 
     async def serve(self, sender: Attested, stream: Stream) -> None:
         """Serve a tunnel that an attested peer has opened; returns when the transfer is over or refused.
@@ -125,7 +138,7 @@ class BulkReceiver:
     ) -> None:
         offer = self._open(sender, envelope)
         await self.stop(offer.transfer_id)  # an older try, whose end has not been noticed here yet
-        running = _Running(sender.organization, trio.CancelScope(), trio.Event())
+        running = _Running(offer, trio.CancelScope(), trio.Event())
         self._check_busy(sender.organization)
         self._running[offer.transfer_id] = running
         try:
@@ -135,7 +148,7 @@ class BulkReceiver:
             del self._running[offer.transfer_id]
             running.over.set()
         if running.scope.cancelled_caught:
-            raise Busy("a newer try of the same transfer has taken over", retry_after_ms=_RETRY_MS)
+            raise running.why or Busy("a newer try of the same transfer has taken over", retry_after_ms=_RETRY_MS)
 
     async def _decide_and_receive(self, offer: _Offer, session: Receiver, channel: Channel[ReceiverEvent]) -> None:
         known = await self._parts.database.read(lambda c: journal.get_bulk(c, offer.transfer_id))
@@ -144,7 +157,11 @@ class BulkReceiver:
             return
         if known is not None and known.state != "open":
             raise TransferFailed(f"it was given up here: {known.reason or known.state}")
-        row, owed = await self._decide(offer, known)
+        policy = None
+        while policy is not self._parts.gate.policy:  # it may be replaced while it is asked
+            policy = self._parts.gate.policy
+            row, owed = await self._decide(offer, known)
+            known = row
         intake = Intake(self._parts, row, offer.manifest, owed, session, channel)
         try:
             await intake.run()
@@ -176,7 +193,7 @@ class BulkReceiver:
 
     def _check_busy(self, organization: str) -> None:
         limits = self._parts.limits
-        of_one = sum(one.organization == organization for one in self._running.values())
+        of_one = sum(one.offer.sender == organization for one in self._running.values())
         if len(self._running) >= limits.transfers or of_one >= limits.transfers_per_organization:
             raise Busy("as many transfers as may are under way", retry_after_ms=_RETRY_MS)
 
@@ -190,6 +207,9 @@ class BulkReceiver:
         needed = duties.merge(agreed, allowed)
         self._check_schema(manifest, duties.merge(declared, needed))
         shape.check_declared(needed, declared, manifest.columns, manifest.kind)
+        both = duties.merge(declared, needed)
+        if both.expire_ms is not None and both.expire_ms <= parts.gate.now_ms():
+            raise PolicyDenied("its obligations say that it must be gone by now (expire)")
         row = known if known is not None else await self._journal(offer)  # looks for room once more
         return row, duties.merge(declared, needed)
 
@@ -216,7 +236,7 @@ class BulkReceiver:
             "bulk.receive", offer.sender, purpose=manifest.purpose, dataset=manifest.dataset, kind=manifest.kind,
             fields=manifest.fields, labels={"records": manifest.rows, "bytes": manifest.geometry.length},
         )  # fmt: skip
-        decision = gate.policy.decide(request)
+        decision = gate.consider(request)
         if known is None or not decision.allowed:
             question = Question(request, manifest.root, manifest.agreement_digest, max(manifest.rows, 1))
             decision = await gate.demand(question)
@@ -230,7 +250,9 @@ class BulkReceiver:
     def _check_schema(self, manifest: Manifest, owed: Obligations) -> None:
         dataset = self._parts.datasets.get(manifest.dataset)
         if dataset is not None and manifest.kind != "certified":
-            shape.check_columns(dataset.schema.without(owed.redact), manifest.columns)
+            texts = shape.texts(owed)
+            kept = [column for column in manifest.columns if column.name not in texts]
+            shape.check_columns(dataset.schema.without(owed.redact | texts), kept)
 
     async def _journal(self, offer: _Offer) -> BulkRow:
         now_ms = self._parts.gate.now_ms()
@@ -273,8 +295,8 @@ class BulkReceiver:
 
         Where the spool lies is no business of a peer's.
         """
-        reason = str(error).replace(str(self._parts.spool.home), "the spool")
-        rules = error.rules if isinstance(error, PolicyDenied) else ()
+        rules, told = (error.rules, error.told) if isinstance(error, PolicyDenied) else ((), str(error))
+        reason = told.replace(str(self._parts.spool.home), "the spool")
         retry_ms = error.retry_after_ms if isinstance(error, Busy) else 0
         try:
             return session.refuse(error.code, reason, rules, retry_ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -69,13 +69,22 @@ _FOR_GOOD: Final = frozenset({TransferFailed.code, ChunkInvalid.code})
 Frames = tuple[bytes, ...]
 
 
+@dataclass(slots=True, eq=False)
+class _Sending:
+    """A transfer that is being sent: the try that is under way, and why it was cut if it was."""
+
+    row: BulkRow
+    scope: trio.CancelScope | None = None
+    why: ComityError | None = None
+
+
 class BulkSender:
     """Sends the transfers of one node."""
 
     def __init__(self, parts: Surroundings, peers: Peers, open_stream: OpenStream) -> None:
         """Send to `peers`, over tunnels that `open_stream` opens."""
         self._parts, self._peers, self._open_stream = parts, peers, open_stream
-        self._running: dict[bytes, str] = {}
+        self._running: dict[bytes, _Sending] = {}
 
     def is_running(self, transfer_id: bytes) -> bool:
         """Whether a transfer is under way."""
@@ -99,12 +108,29 @@ class BulkSender:
 
     def _take_place(self, row: BulkRow) -> None:
         limits = self._parts.limits
-        others = list(self._running.values())
+        others = [one.row.organization for one in self._running.values()]
         if row.transfer_id in self._running:
             raise Busy(f"transfer {row.transfer_id.hex()[:16]} is under way already")
         if len(others) >= limits.transfers or others.count(row.organization) >= limits.transfers_per_organization:
             raise Busy("as many transfers as may are under way; resume this one later", retry_after_ms=5000)
-        self._running[row.transfer_id] = row.organization
+        self._running[row.transfer_id] = _Sending(row)
+
+    async def look_again(self) -> None:
+        """Cut the transfers that the policy and the agreements of now do not let leave; they stay open."""
+        for sending in list(self._running.values()):
+            try:
+                await self._ask_again(sending.row)
+            except ComityError as error:
+                sending.why = error
+                if sending.scope is not None:
+                    sending.scope.cancel()
+
+    async def _try(self, attempt: _Attempt, row: BulkRow) -> bytes:
+        sending = self._running[row.transfer_id]
+        sending.why = None
+        with trio.CancelScope() as sending.scope:
+            return await attempt.run(self._peer(row), self._open_stream)
+        raise sending.why or LinkClosed("the transfer was cut")
 
     async def _ask_again(self, row: BulkRow) -> None:
         """Ask the policy of this moment about a transfer that was allowed when it was prepared. Its rows are reserved.
@@ -118,7 +144,7 @@ class BulkSender:
             "bulk.send", row.organization, purpose=row.purpose, dataset=row.dataset, kind=row.kind,
             fields=manifest.fields, labels={"records": row.row_count, "bytes": row.byte_count},
         )  # fmt: skip
-        decision = parts.gate.policy.decide(request)
+        decision = parts.gate.consider(request)
         if not decision.allowed:
             await parts.gate.demand(Question(request, row.root, row.agreement_digest, max(row.row_count, 1)))
             raise PolicyDenied(decision.reason, rules=decision.rules)
@@ -140,7 +166,7 @@ class BulkSender:
             attempt = _Attempt(parts, row, report)
             try:
                 await self._ask_again(row)  # each time: hours may lie between two tries
-                return await self._finish(row, await attempt.run(self._peer(row), self._open_stream))
+                return await self._finish(row, await self._try(attempt, row))
             except _PASSING as error:
                 now = trio.current_time()
                 if attempt.stored > best:

@@ -98,6 +98,11 @@ class BulkService:
         before_ms = now_ms - parts.limits.remember_ms
         await parts.database.transact(lambda c: journal.forget_bulk(c, before_ms))
 
+    async def look_again(self) -> None:
+        """Cut what is under way and may not go on: the policy, the trust bundle or an agreement has changed."""
+        await self._sender.look_again()
+        await self._receiver.look_again()
+
     # For the node's people.
 
     async def send(self, order: Order, report: Report) -> BulkRow:
@@ -209,7 +214,7 @@ class BulkService:
             peer=row.organization,
             subject=row.root,
             agreement=row.agreement_digest,
-            detail=describe(row),
+            detail={**describe(row), "reason": reason},
         )
 
         def write(connection: sqlite3.Connection) -> bool | None:

@@ -16,9 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from comity.errors import AgreementError, InvalidRecord, PolicyDenied
+from comity_node.admission.noise import NoiseSource
+from comity_node.bulk import forms
 from comity_node.bulk.ipc import ARROW_ERRORS
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Obligations
+from comity_node.policy.obligations import Pseudonym
 from comity_node.protocol.bulk_manifest import Column
 from comity_node.validators.schema import Schema
 
@@ -55,30 +58,44 @@ def exposed(obligations: Obligations, columns: Sequence[Column]) -> list[str]:
     return sorted(column.name for column in columns if duties.is_under(column.name, obligations.redact))
 
 
+def texts(obligations: Obligations) -> frozenset[str]:
+    """Return the columns that are text once they have been masked or hashed, whatever the schema says of them."""
+    return obligations.hash | obligations.mask.keys()
+
+
 class Shaper:
-    """Brings the batches of one table under `redact` and `generalize`.
+    """Brings the batches of one table into the form that is owed: redacted, masked, hashed, with noise, rounded.
 
     Args:
         obligations: what is owed.
         columns: of the table.
+        pseudonym: makes the pseudonyms of hashed columns.
+
+    Attributes:
+        noise: what was drawn so far.
 
     Raises:
-        PolicyDenied: a column that is to be rounded holds no numbers.
+        PolicyDenied: a column holds other values than its form is for.
         InvalidRecord: nothing is left of the table.
     """
 
-    def __init__(self, obligations: Obligations, columns: Sequence[Column]) -> None:
+    def __init__(self, obligations: Obligations, columns: Sequence[Column], pseudonym: Pseudonym | None = None) -> None:
         gone = set(exposed(obligations, columns))
         kept = [column for column in columns if column.name not in gone]
         if not kept:
             raise InvalidRecord("every column of the table has to be redacted: nothing is left to send")
         self._names = [column.name for column in kept]
-        self._grids = generalized(obligations, kept)
+        self._forms = forms.forms_of(obligations, kept)
+        self._pseudonym = pseudonym
+        self.noise = NoiseSource()
+        self._grids = {name: grid for name, grid in generalized(obligations, kept).items() if name not in self._forms}
         #: What comes out.
         self.columns = tuple(Column(each.name, self._type(each)) for each in kept)
         self.schema = arrow_schema(self.columns)
 
     def _type(self, column: Column) -> str:
+        if (form := self._forms.get(column.name)) is not None:
+            return forms.type_of(form, column)
         grid = self._grids.get(column.name)
         if grid is None:
             return column.type
@@ -92,7 +109,9 @@ class Shaper:
         """
         columns = []
         for name, field in zip(self._names, self.schema, strict=True):
-            column, grid = batch.column(name), self._grids.get(name)
+            column, grid, form = batch.column(name), self._grids.get(name), self._forms.get(name)
+            if form is not None:
+                column = forms.apply(form, name, column, field.type, self._pseudonym, self.noise.draw)
             columns.append(column if grid is None else _rounded(name, column, grid, field.type))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
@@ -170,6 +189,7 @@ def check_declared(needed: Obligations, declared: Obligations, columns: Sequence
         raise PolicyDenied(f"the field {open_[0]!r} has to be redacted before it comes here")
     if kind == "certified":
         return  # each row's own proof says what was done to it
+    forms.check_declared(needed, declared, columns)
     for name, grid in generalized(needed, columns).items():
         both = duties.merge(Obligations(generalize={name: grid}), declared)
         if both.generalize.get(name) != declared.generalize.get(name):

@@ -46,6 +46,16 @@ class _Job(Generic[T]):
         self.error: BaseException | None = None
 
 
+class _Fold:
+    """Somebody who waits for the write-ahead log to be folded, and how it went."""
+
+    __slots__ = ("done", "whole")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.whole = False
+
+
 class Database:
     """The node's database: `transact` to change it, `read` to look."""
 
@@ -61,6 +71,7 @@ class Database:
         self._reader_limit = trio.CapacityLimiter(_READERS)
         self._readers: list[sqlite3.Connection] = []
         self._readers_guard = threading.Lock()
+        self._folds: list[_Fold] = []
         self._running = False
         self._closing = False
         self._closed = False
@@ -156,7 +167,9 @@ class Database:
         self._running = True
         try:
             while not self._closing or self._queue:
-                if self._queue:
+                if self._folds:
+                    await self._fold_queued()
+                elif self._queue:
                     await self._commit_queued()
                 else:
                     self._work = trio.Event()
@@ -166,7 +179,53 @@ class Database:
             with trio.CancelScope(shield=True):
                 while self._queue:
                     await self._commit_queued()
+                self._end_folds(False)
                 await self._offload(self._close_files, None)
+
+    async def fold(self) -> bool:
+        """Fold the write-ahead log into the file and empty it, so that nothing deleted is left in it.
+
+        Returns:
+            Whether it is empty now: a reader that is looking at an older state keeps it from that, and so does the end
+            of the node, which does it itself.
+
+        Raises:
+            StorageError: the database is closed.
+        """
+        if self._closing:
+            raise StorageError(f"{self.path.name} is closed")
+        fold = _Fold()
+        self._folds.append(fold)
+        self._work.set()
+        await fold.done.wait()
+        return fold.whole
+
+    async def _fold_queued(self) -> None:
+        whole = False
+        try:
+            with trio.CancelScope(shield=True):
+                whole = await self._offload(self._fold, None)
+        finally:
+            self._end_folds(whole)
+
+    def _end_folds(self, whole: bool) -> None:
+        for fold in self._folds:
+            fold.whole = whole
+            fold.done.set()
+        self._folds.clear()
+
+    def _fold(self) -> bool:
+        """Run a checkpoint that waits for nobody (https://www.sqlite.org/pragma.html#pragma_wal_checkpoint)."""
+        try:
+            wait_ms = self._writer.execute("PRAGMA busy_timeout").fetchone()[0]
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                busy: int = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {wait_ms}")
+        except sqlite3.Error:  # the disk may be full: the log stays as it is, and the next one tries again
+            return False
+        return busy == 0
 
     @property
     def queued(self) -> int:
@@ -184,6 +243,7 @@ class Database:
             return
         refused = list(self._queue)
         self._queue.clear()
+        self._end_folds(False)
         _fail(refused, StorageError(f"{self.path.name} is closed"))
         for job in refused:
             self._places.release()

@@ -147,6 +147,12 @@ def take_tasks(connection: sqlite3.Connection, offer: OfferRow, tasks: Iterable[
     return new
 
 
+def taken_digests(connection: sqlite3.Connection, task_id: bytes, *, limit: int = _MAX_PAGE) -> list[bytes]:
+    """Return the digests (at most `limit`) of the records that came to be reviewed under another home's task."""
+    rows = connection.execute("SELECT record_digest FROM reviewed WHERE task_id = ? LIMIT ?", (task_id, limit))
+    return [bytes(digest) for (digest,) in rows]
+
+
 def held_offers(connection: sqlite3.Connection, *, limit: int = _MAX_PAGE) -> list[HeldOffer]:
     """Return at most `limit` (up to 1000) batches that wait for review: what a restart goes on with.
 

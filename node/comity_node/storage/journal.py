@@ -35,6 +35,7 @@ from comity_node.storage.outbox import (
     mark_failed,
     mark_sent,
     next_due_ms,
+    open_messages,
     reopen,
     try_enqueue,
 )
@@ -73,6 +74,8 @@ from comity_node.storage.workflows import (
     WorkflowRow,
     WorkflowStep,
     add_workflow_step,
+    finish_workflow,
+    get_agreement,
     get_workflow,
     list_agreements,
     list_workflows,
@@ -80,6 +83,7 @@ from comity_node.storage.workflows import (
     put_workflow,
     set_agreement_state,
     update_workflow,
+    workflow_of,
     workflow_steps,
 )
 
@@ -114,9 +118,11 @@ __all__ = [
     "enqueue",
     "expired",
     "finish_offer",
+    "finish_workflow",
     "forget",
     "forget_offers",
     "forget_tasks",
+    "get_agreement",
     "get_meta",
     "get_number",
     "get_offer",
@@ -134,6 +140,7 @@ __all__ = [
     "mark_sent",
     "next_due_ms",
     "offer_digest",
+    "open_messages",
     "put_agreement",
     "put_assignment",
     "put_offer",
@@ -151,5 +158,6 @@ __all__ = [
     "update_task",
     "update_workflow",
     "vote_subject",
+    "workflow_of",
     "workflow_steps",
 ]

@@ -167,6 +167,15 @@ def count_open(connection: sqlite3.Connection) -> dict[str, int]:
     return {str(organization): int(count) for organization, count in rows}
 
 
+def open_messages(connection: sqlite3.Connection, *, after: bytes = b"", limit: int = 100) -> list[OutboxRow]:
+    """Return at most `limit` (up to 1000) messages that wait, for whomever, by id from the one after `after`."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM outbox WHERE message_id > ? AND {_OPEN} ORDER BY message_id LIMIT ?",
+        (after, min(limit, _MAX_PAGE)),
+    )
+    return [OutboxRow(*row) for row in rows]
+
+
 def mark_sent(connection: sqlite3.Connection, message_id: bytes, *, retry_at_ms: int) -> bool:
     """Count an attempt; if nothing is heard, the message is due again at `retry_at_ms`. False if it is closed."""
     return _change(

@@ -105,10 +105,15 @@ def put_record(connection: sqlite3.Connection, record: CertifiedRecord) -> bool:
     return True
 
 
-def get_record(connection: sqlite3.Connection, task_id: bytes) -> CertifiedRecord | None:
-    """Return the record of a task with its proof (the first, if two authors used one id), None if there is none."""
+def get_record(connection: sqlite3.Connection, task_id: bytes, author: str = "") -> CertifiedRecord | None:
+    """Return the record of a task with its proof, None if there is none.
+
+    Without an author it is the first of those that used this id.
+    """
     row = connection.execute(
-        f"SELECT {_COLUMNS}, certificate, provenance FROM records WHERE task_id = ? ORDER BY sequence", (task_id,)
+        f"SELECT {_COLUMNS}, certificate, provenance FROM records WHERE task_id = ? AND ? IN ('', author)"
+        " ORDER BY sequence",
+        (task_id, author),
     ).fetchone()
     return None if row is None else CertifiedRecord(*row)
 
@@ -160,17 +165,21 @@ def count_records(connection: sqlite3.Connection, *, dataset: str | None = None)
     return {str(author): int(count) for author, count in rows}
 
 
-def delete_expired(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[StoredRecord]:
-    """Delete at most `limit` (up to 1000) records that may no longer be kept, and return them, to be audited.
-
-    The pages they stood on are overwritten (`PRAGMA secure_delete`).
-    """
+def expired_records(connection: sqlite3.Connection, now_ms: int, *, limit: int = _MAX_PAGE) -> list[StoredRecord]:
+    """Return at most `limit` (up to 1000) records that may no longer be kept."""
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM records WHERE retain_until_ms <= ? ORDER BY retain_until_ms LIMIT ?",
         (now_ms, min(limit, _MAX_PAGE)),
     ).fetchall()
-    expired = [StoredRecord(*row) for row in rows]
+    return [StoredRecord(*row) for row in rows]
+
+
+def delete_records(connection: sqlite3.Connection, expired: Iterable[StoredRecord]) -> None:
+    """Delete records; what they were is in the audit log by then.
+
+    The pages they stood on are overwritten (`PRAGMA secure_delete`); what the write-ahead log still has of them goes
+    with `Database.fold`.
+    """
     connection.executemany(
         "DELETE FROM records WHERE task_id = ? AND author = ?", [(record.task_id, record.author) for record in expired]
     )
-    return expired

@@ -23,6 +23,14 @@ class ReliabilityRow:
     disagreed: float
 
 
+def mean(agreed: float, disagreed: float) -> float:
+    """Return the mean of the Beta posterior over a uniform prior (Jøsang and Ismail, The Beta Reputation System, 2002).
+
+    Nothing known is 0.5.
+    """
+    return (agreed + 1.0) / (agreed + disagreed + 2.0)
+
+
 def add_agreement(connection: sqlite3.Connection, organization: str, role: str, weight: float = 1.0) -> None:
     """Count an outcome that agreed, with a weight of at least 0."""
     _add(connection, organization, role, weight, 0.0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from comity.digest import sha256
+from comity_node.storage import audit
 from comity_node.storage.packing import pack, unpack
 
 _MAX_PAGE: Final = 1000
@@ -155,11 +156,24 @@ def add_vote(connection: sqlite3.Connection, vote: VoteRow) -> Added:
         return Added.DIFFERENT
     if said == [int(vote.accept), vote.score]:
         return Added.SAME
-    connection.execute(
+    kept = connection.execute(
         f"INSERT INTO equivocations ({_EQUIVOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (*key, first_review, vote.review, pack(vote.chain), vote.received_ms),
     )
+    if kept.rowcount:
+        audit.append(connection, _equivocation(vote, first_review), vote.received_ms)
     return Added.DIFFERENT
+
+
+def _equivocation(vote: VoteRow, first_review: bytes) -> audit.AuditEntry:
+    """What the audit log says of two signed reviews; `comity audit evidence` has the reviews themselves."""
+    return audit.AuditEntry(
+        kind="evidence",
+        action="review.equivocation",
+        peer=vote.organization,
+        subject=sha256(vote.review),
+        detail={"task": vote.task_id.hex(), "revision": vote.revision, "other": sha256(first_review).hex()},
+    )
 
 
 def batch_votes(connection: sqlite3.Connection, batch_id: bytes, revision: int) -> dict[bytes, list[VoteRow]]:

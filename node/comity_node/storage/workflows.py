@@ -98,9 +98,25 @@ def update_workflow(
     return changed.rowcount == 1
 
 
+def finish_workflow(connection: sqlite3.Connection, agreement_digest: bytes, reason: str = "") -> None:
+    """Set the state of an agreement's workflow to "done", and why it ended early, if it is running."""
+    connection.execute(
+        "UPDATE workflows SET state = 'done', reason = ? WHERE agreement_digest = ? AND state = 'running'",
+        (reason, agreement_digest),
+    )
+
+
 def get_workflow(connection: sqlite3.Connection, workflow_id: str) -> WorkflowRow | None:
     """Return a workflow, None if there is none."""
     row = connection.execute(f"SELECT {_WORKFLOW} FROM workflows WHERE workflow_id = ?", (workflow_id,)).fetchone()
+    return None if row is None else WorkflowRow(*row)
+
+
+def workflow_of(connection: sqlite3.Connection, agreement_digest: bytes) -> WorkflowRow | None:
+    """Return the workflow that runs under an agreement, None if there is none."""
+    row = connection.execute(
+        f"SELECT {_WORKFLOW} FROM workflows WHERE agreement_digest = ?", (agreement_digest,)
+    ).fetchone()
     return None if row is None else WorkflowRow(*row)
 
 
@@ -150,6 +166,12 @@ def put_agreement(connection: sqlite3.Connection, row: AgreementRow) -> bool:
         ),
     )
     return changed.rowcount == 1
+
+
+def get_agreement(connection: sqlite3.Connection, digest: bytes) -> AgreementRow | None:
+    """Return an agreement in whatever state, None if there is none."""
+    row = connection.execute(f"SELECT {_AGREEMENT} FROM agreements WHERE digest = ?", (digest,)).fetchone()
+    return None if row is None else AgreementRow(*row)
 
 
 def list_agreements(
