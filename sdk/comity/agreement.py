@@ -14,10 +14,24 @@ from comity.envelope import open_document, sign_document
 from comity.errors import AgreementError, CertificateInvalid, InvalidName, TrustError
 from comity.ids import organization_name
 from comity.trust import NodeIdentity, TrustStore
-from comity.v1.agreement_pb2 import Agreement, AgreementSignature, Terms
+from comity.v1.agreement_pb2 import (
+    Agreement,
+    AgreementDocument,
+    AgreementSignature,
+    Noise,
+    Obligations,
+    SignedWithdrawal,
+    Terms,
+    Withdrawal,
+)
 
 #: The document kind that participants sign.
 KIND = "terms"
+#: The document kind by which one of them ends it.
+WITHDRAWAL = "withdrawal"
+#: Characters of the reason of a withdrawal.
+MAX_REASON = 500
+_DIGEST_BYTES = 32
 _MAX_PARTICIPANTS = 256
 _MAX_BATCH = 256
 _MAX_REPAIRS = 10
@@ -29,6 +43,10 @@ MAX_RECORDS = 1_000_000
 #: No agreement lasts longer.
 MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
 _MAX_RETAIN_S = 100 * 366 * 24 * 3600
+_MAX_KEPT = 64
+_MAX_K = 1_000_000
+_MAX_EPSILON = 1e6
+_MAX_BOUND = 1e12
 #: How far another organization's clock may be ahead.
 _SKEW_MS = 30_000
 _ONWARD = frozenset({"", "never", "with_consent", "allowed"})
@@ -100,33 +118,51 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
             "the author does not vote, so eligible is participants - 1",
             terms.review.eligible != len(terms.participants) - 1,
         ),
+        ("there is no id", not terms.id),
+        ("what it replaces is no digest", len(terms.replaces) not in (0, _DIGEST_BYTES)),
         ("min_score is over 10000", terms.review.min_score > MAX_SCORE),
         (f"records_per_organization is not 1..{MAX_RECORDS}", not 1 <= terms.records_per_organization <= MAX_RECORDS),
         ("an id, a purpose or a dataset is over 128 characters", _longest(terms) > _MAX_TEXT),
-        (f"over {_MAX_PATHS} fields are redacted or generalized", _paths(terms) > _MAX_PATHS),
+        (f"over {_MAX_PATHS} fields have obligations", _paths(terms.obligations) > _MAX_PATHS),
         (f"batch_records is not 1..{_MAX_BATCH}", not 1 <= terms.batch_records <= _MAX_BATCH),
         (f"repair_rounds is over {_MAX_REPAIRS}", terms.repair_rounds > _MAX_REPAIRS),
         (f"lease_seconds is not 1..{_MAX_LEASE_S}", not 1 <= terms.lease_seconds <= _MAX_LEASE_S),
         ("it does not last from 1 ms to 366 days", not 0 < terms.expires_ms - terms.issued_ms <= MAX_LIFETIME_MS),
-        ("onward is not never, with_consent or allowed", terms.obligations.onward not in _ONWARD),
+        *_obligation_faults(terms.obligations),
+    ]
+
+
+def _obligation_faults(owed: Obligations) -> list[tuple[str, bool]]:
+    anonymity = owed.k_anonymity if owed.HasField("k_anonymity") else None
+    return [
+        ("onward is not never, with_consent or allowed", owed.onward not in _ONWARD),
         (
             "a grid of generalize is no positive number",
-            not all(0 < grid < math.inf for grid in terms.obligations.generalize.values()),
+            not all(0 < grid < math.inf for grid in owed.generalize.values()),
         ),
+        (f"a mask leaves over {_MAX_KEPT} characters", any(kept > _MAX_KEPT for kept in owed.mask.values())),
+        ("noise has no epsilon over 0 or no range of numbers", not all(_is_noise(one) for one in owed.noise.values())),
         (
-            "min_distance_to_private is no number of at least 0",
-            not 0 <= terms.obligations.min_distance_to_private < math.inf,
+            f"k_anonymity has no k of 2..{_MAX_K} or no fields",
+            anonymity is not None and not (2 <= anonymity.k <= _MAX_K and anonymity.fields),
         ),
-        ("retain_seconds is over 100 years", terms.obligations.retain_seconds > _MAX_RETAIN_S),
+        ("min_distance_to_private is no number of at least 0", not 0 <= owed.min_distance_to_private < math.inf),
+        ("retain_seconds is over 100 years", owed.retain_seconds > _MAX_RETAIN_S),
+        ("expire_ms is before 1970", owed.expire_ms < 0),
     ]
+
+
+def _is_noise(noise: Noise) -> bool:
+    return 0 < noise.epsilon <= _MAX_EPSILON and -_MAX_BOUND <= noise.lower < noise.upper <= _MAX_BOUND
 
 
 def _longest(terms: Terms) -> int:
     return max(len(text) for text in (terms.id, terms.purpose, terms.dataset, terms.consortium))
 
 
-def _paths(terms: Terms) -> int:
-    return len(terms.obligations.redact) + len(terms.obligations.generalize)
+def _paths(owed: Obligations) -> int:
+    named = (owed.redact, owed.generalize, owed.mask, owed.hash, owed.noise, owed.k_anonymity.fields)
+    return sum(len(paths) for paths in named)
 
 
 def sign_terms(identity: NodeIdentity, terms: bytes) -> AgreementSignature:
@@ -135,15 +171,27 @@ def sign_terms(identity: NodeIdentity, terms: bytes) -> AgreementSignature:
     return AgreementSignature(organization=identity.organization, envelope=envelope, chain=identity.chain)
 
 
-def check_signature(signature: AgreementSignature, terms: bytes, trust: TrustStore, at_ms: int) -> str:
+def check_signature(
+    signature: AgreementSignature, terms: bytes, trust: TrustStore, at_ms: int, *, until_ms: int | None = None
+) -> str:
     """Check one participant's signature over `terms` and return the organization.
+
+    Args:
+        signature: as received.
+        terms: what it has to be over.
+        trust: the consortium.
+        at_ms: when the signer's certificate has to be good, in milliseconds since the Unix epoch: now.
+        until_ms: for something old: it has to have been good at some time from `at_ms` to then.
 
     Raises:
         AgreementError: it is over other terms, or speaks for another organization.
         TrustError: signature or chain do not verify.
     """
     document = open_document(signature.envelope, KIND)
-    attested = trust.verify_chain(signature.chain, at_ms)
+    if until_ms is None:
+        attested = trust.verify_chain(signature.chain, at_ms)
+    else:
+        attested = trust.verify_within(signature.chain, at_ms, until_ms)
     if attested.public_key != document.signer or attested.organization != signature.organization:
         raise AgreementError(f"the signature of {signature.organization} was made by somebody else")
     if document.body != terms:
@@ -176,22 +224,114 @@ def _parse(data: bytes) -> Agreement:
 def open_agreement(data: bytes, trust: TrustStore) -> Agreed:
     """Verify an agreement: sound terms, of this consortium, signed by every participant over the same bytes.
 
-    Chains are checked at the time the terms were issued.
+    A signature on terms does not say when it was made: its chain has to have been good while the agreement was.
 
     Raises:
         AgreementError: one of these does not hold.
     """
     agreement = _parse(data)
     agreed = parse_terms(agreement.terms)
+    begins, ends = agreed.terms.issued_ms, agreed.terms.expires_ms
     if len(agreement.signatures) != len(agreed.terms.participants):
         raise AgreementError("an agreement has one signature of each participant, and no other")
     if agreed.terms.consortium != trust.bundle.consortium:
         raise AgreementError(f"the agreement is of the consortium {agreed.terms.consortium!r}")
+    signers = [one.organization for one in agreement.signatures]
+    if sorted(signers) != list(agreed.terms.participants):  # before any is verified: each says whose it is
+        missing = sorted(agreed.participants - set(signers))
+        raise AgreementError(f"not signed by {', '.join(missing) or 'the participants, each once'}")
     try:
-        signed = [check_signature(one, agreement.terms, trust, agreed.terms.issued_ms) for one in agreement.signatures]
+        for one in agreement.signatures:
+            check_signature(one, agreement.terms, trust, begins, until_ms=ends)
     except TrustError as error:
         raise AgreementError(f"a signature does not verify: {error}") from error
-    if sorted(signed) != list(agreed.terms.participants):
-        missing = sorted(agreed.participants - set(signed))
-        raise AgreementError(f"not signed by {', '.join(missing) or 'the participants, each once'}")
     return agreed
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A participant's verified statement that it ends an agreement.
+
+    Attributes:
+        digest: of the agreement's terms.
+        organization: who withdrew.
+        reason: in its words.
+        at_ms: when, by its clock, in milliseconds since the Unix epoch.
+    """
+
+    digest: bytes
+    organization: str
+    reason: str
+    at_ms: int
+
+
+def sign_withdrawal(identity: NodeIdentity, digest: bytes, reason: str, at_ms: int) -> bytes:
+    """Return a `SignedWithdrawal` from the agreement with this digest, in the name of the node's organization.
+
+    Raises:
+        AgreementError: the reason is too long, or holds what is no text for a line.
+    """
+    _check_reason(reason)
+    body = Withdrawal(
+        agreement_digest=digest, organization=identity.organization, reason=reason, at_ms=at_ms
+    ).SerializeToString()
+    envelope = sign_document(identity.key, WITHDRAWAL, body)
+    return SignedWithdrawal(envelope=envelope, chain=identity.chain).SerializeToString()
+
+
+def open_withdrawal(data: bytes, trust: TrustStore) -> Withdrawn:
+    """Verify a `SignedWithdrawal`. Whether its author takes part in the agreement is for the caller to check.
+
+    The chain is checked at the time that the statement names.
+
+    Raises:
+        AgreementError: it does not parse, or speaks for another organization than it was signed by.
+        TrustError: signature or chain do not verify.
+    """
+    try:
+        signed = SignedWithdrawal.FromString(data)
+        document = open_document(signed.envelope, WITHDRAWAL)
+        said = Withdrawal.FromString(document.body)
+    except DecodeError as error:
+        raise AgreementError("the withdrawal does not parse") from error
+    attested = trust.verify_signed(signed.chain, said.at_ms)
+    if attested.public_key != document.signer or attested.organization != said.organization:
+        raise AgreementError(f"the withdrawal of {said.organization[:_MAX_TEXT]!r} was made by somebody else")
+    if len(said.agreement_digest) != _DIGEST_BYTES:
+        raise AgreementError("the withdrawal names no agreement")
+    _check_reason(said.reason)
+    return Withdrawn(said.agreement_digest, attested.organization, said.reason, said.at_ms)
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON or not reason.isprintable():
+        raise AgreementError(f"the reason of a withdrawal is one line of at most {MAX_REASON} characters")
+
+
+def open_document_of_agreement(data: bytes, trust: TrustStore) -> tuple[Agreed, tuple[Withdrawn, ...]]:
+    """Verify an `AgreementDocument`: the agreement, and whatever statements of withdrawal it holds.
+
+    It has exactly one encoding, so that no byte of it can be changed without a signature that fails.
+
+    Raises:
+        AgreementError: it does not parse, holds more than it needs, or something in it does not verify.
+    """
+    try:
+        document = AgreementDocument.FromString(data)
+        agreement = Agreement.FromString(document.agreement)
+        inner = agreement.SerializeToString()
+        agreement.DiscardUnknownFields()
+        document.DiscardUnknownFields()
+    except DecodeError as error:
+        raise AgreementError("the document does not parse") from error
+    if document.SerializeToString() != data or {inner, agreement.SerializeToString()} != {document.agreement}:
+        raise AgreementError("the document has been encoded anew, or holds more than an agreement and withdrawals")
+    agreed = open_agreement(document.agreement, trust)
+    try:
+        withdrawn = tuple(open_withdrawal(one.SerializeToString(), trust) for one in document.withdrawals)
+    except TrustError as error:
+        raise AgreementError(f"a withdrawal does not verify: {error}") from error
+    for one in withdrawn:
+        if one.digest != agreed.digest or one.organization not in agreed.participants:
+            raise AgreementError(f"the withdrawal of {one.organization} is from another agreement")
+    return agreed, withdrawn

@@ -19,25 +19,25 @@ _POLL_S = 0.5
 _RUNNING = frozenset({"negotiating", "running"})
 
 
-def _read_document(path: Path) -> Mapping[str, object]:
-    """Read a workflow from JSON or YAML.
+def read_document(path: Path, what: str = "the workflow") -> Mapping[str, object]:
+    """Read a workflow, or what it is called, from JSON or YAML.
 
     Raises:
         ConfigError: it cannot be read or is no mapping.
     """
     if path.suffix == ".json":
-        value = as_json(read_bytes(path, "the workflow", limit=_MAX_DOCUMENT), f"{path}: the workflow")
+        value = as_json(read_bytes(path, what, limit=_MAX_DOCUMENT), f"{path}: {what}")
     else:
         with extra("node"):
             from comity_node import strictyaml
         value = strictyaml.load(path).data()
     if not isinstance(value, dict):
-        raise ConfigError("a workflow is a mapping", file=str(path))
+        raise ConfigError("a workflow is a mapping, and so is its amendment", file=str(path))
     return value
 
 
 def _submit(context: Context, arguments: argparse.Namespace) -> int:
-    document = _read_document(arguments.workflow)
+    document = read_document(arguments.workflow)
     with connected(context, arguments) as node:
         workflow_id = node.submit_workflow(document)
         if not arguments.wait:
@@ -92,6 +92,16 @@ def _text(workflow: Workflow) -> str:
     return f"{fields(values)}\n\n{table(steps, ('TIME', 'ORGANIZATION', 'STEP', 'DETAIL'))}"
 
 
+#: What a workflow can say; `comity_node.runtime.workflow` reads it.
+_KEYS = (
+    "Start a workflow: the others are asked to agree, and when all have signed it runs. A workflow needs name, "
+    "purpose, dataset and records_per_organization. It can say participants (else everybody who offers the skills), "
+    "minimum_participants, batch_records, repair_rounds, min_score (0 to 10000), lease_seconds, expires_seconds, "
+    "negotiation_seconds (how long to wait for people who have to approve it), and under limits how strict the terms "
+    "may get before whoever asks for it is left out: minimum_records, maximum_min_score, maximum_quorum, "
+    "maximum_distance, minimum_retain_seconds, maximum_grid (field: grid), keep (fields that stay readable)."
+)
+
 COMMAND = Command(
     "workflow",
     "submit a collaboration, and see how it goes",
@@ -105,6 +115,7 @@ COMMAND = Command(
                 argument("--wait", action="store_true", help="wait until it is done; exit 1 if it failed"),
                 *CONTROL,
             ),
+            description=_KEYS,
         ),
         Command(
             "show",

@@ -125,7 +125,7 @@ class _Window:
         if cleared:
             start = ((self.highest >> 3) + 1) % len(ring)
             wrapped = max(0, start + cleared - len(ring))
-            ring[start : start + cleared - wrapped] = bytes(cleared - wrapped)
+            ring[start : start + cleared] = bytes(cleared - wrapped)
             ring[:wrapped] = bytes(wrapped)
         self.highest = highest
 

@@ -24,6 +24,7 @@ from comity_node.admission import Gate
 from comity_node.protocol.quorum import Ballot
 from comity_node.protocol.task import FINAL, Input, State, advance
 from comity_node.runtime import batches
+from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.assignments import OVER, Assigned
 from comity_node.runtime.ballots import BallotBox
 from comity_node.runtime.certify import Certifier
@@ -48,7 +49,7 @@ class Author:
 
     def __init__(
         self, *, identity: NodeIdentity, gate: Gate, workers: Workers, database: Database, offering: Offering,
-        ballots: BallotBox, certifier: Certifier,
+        ballots: BallotBox, certifier: Certifier, agreements: Agreements,
     ) -> None:  # fmt: skip
         """Author records in the name of `identity`'s organization, with its own `workers`."""
         self._me = identity.organization
@@ -58,6 +59,7 @@ class Author:
         self._offering = offering
         self._ballots = ballots
         self._certifier = certifier
+        self._agreements = agreements
         self._news: dict[bytes, trio.Event] = {}
         self._begun: set[bytes] = set()
         self._nursery: trio.Nursery | None = None
@@ -86,6 +88,11 @@ class Author:
         if (event := self._news.get(batch)) is not None:
             event.set()
 
+    def look_again(self) -> None:
+        """Look at all batches again: the policy, the trust bundle or an agreement has changed."""
+        for event in self._news.values():
+            event.set()
+
     async def _author(self, agreed: Agreed) -> None:
         slots = trio.CapacityLimiter(_BATCHES_AT_ONCE)
 
@@ -101,7 +108,9 @@ class Author:
                 await slots.acquire_on_behalf_of(number)
                 nursery.start_soon(drive, number, size)
         await patiently(
-            lambda: self._database.transact(lambda c: journal.update_workflow(c, agreed.terms.id, state="done")),
+            lambda: self._database.transact(
+                lambda c: journal.finish_workflow(c, agreed.digest, self._agreements.why_stopped(agreed.digest))
+            ),
             f"the end of workflow {agreed.terms.id}",
         )
         log.info("all own records of agreement %s are decided", agreed.digest.hex()[:12])
@@ -109,17 +118,30 @@ class Author:
     async def _drive(self, agreed: Agreed, number: int, size: int) -> None:
         """Take one batch to its end, whatever state an earlier run left it in."""
         batch = batches.batch_id(agreed, self._me, number)
-        if not await self._open_tasks(batch) and not await self._any_tasks(batch):
+        goes_on = await self._agreements.until_in_force(agreed.digest)
+        if goes_on and not await self._open_tasks(batch) and not await self._any_tasks(batch):
             await self._generate(agreed, number, size)
         while tasks := await self._open_tasks(batch):
-            if self._gate.now_ms() >= agreed.terms.expires_ms:
+            if not await self._agreements.until_in_force(agreed.digest):
+                await self._end(agreed, tasks, Input.UNDECIDED, "the agreement was ended")
+            elif self._gate.now_ms() >= agreed.terms.expires_ms:
                 await self._end(agreed, tasks, Input.UNDECIDED, "the agreement has expired")
             elif repair := [task for task in tasks if task.state == State.IN_REPAIR]:
                 await self._repair(agreed, repair)
             elif queued := [task for task in tasks if task.state == State.QUEUED]:
-                await self._offering.offer(agreed, batch, queued)
+                await self._offer(agreed, batch, queued)
             else:
                 await self._review(agreed, batch)
+
+    async def _offer(self, agreed: Agreed, batch: bytes, queued: Sequence[journal.TaskRow]) -> None:
+        """Offer a batch; if a person has to approve that first, wait until one has, or the time for it is over."""
+        approved = self._gate.approvals.changed
+        event = self._news[batch] = trio.Event()
+        until_ms = await self._offering.offer(agreed, batch, queued)
+        if until_ms:
+            left_ms = min(until_ms, agreed.terms.expires_ms) - self._gate.now_ms()
+            with trio.move_on_after(max(0.0, left_ms / 1000)):
+                await _either(approved, event)
 
     async def _open_tasks(self, batch: bytes) -> list[journal.TaskRow]:
         tasks = await self._database.read(lambda c: journal.batch_tasks(c, batch))
@@ -199,6 +221,8 @@ class Author:
         """
         failed = 0
         while self._gate.now_ms() < agreed.terms.expires_ms and (failures is None or failed < failures):
+            if not await self._agreements.until_in_force(agreed.digest):
+                return None
             try:
                 answer = await self._workers.call(skill, work, deadline_s=_AGENT_DEADLINE_S)
                 return _records(answer, count)
@@ -214,6 +238,8 @@ class Author:
     async def _review(self, agreed: Agreed, batch: bytes) -> None:
         """Wait until every task in review is decided or nobody is left to ask; then conclude them."""
         while tasks := [task for task in await self._open_tasks(batch) if task.state == State.IN_REVIEW]:
+            if self._agreements.why_stopped(agreed.digest):
+                break
             event = self._news[batch] = trio.Event()
             # In this order: who has voted is in the ballots that are counted after.
             assignments = await self._database.read(lambda c: journal.list_assignments(c, batch, tasks[0].revision))
@@ -278,11 +304,23 @@ class Author:
                     agreement=agreed.digest,
                     detail={"task": task.task_id.hex(), "revision": task.revision, "reason": reason},
                 )
-                audit.append(connection, entry, now_ms)
                 update = replace(task, state=state.value, reason=reason, rules=rules, updated_ms=now_ms)
-                journal.update_task(connection, update, state=task.state, revision=task.revision)
+                if journal.update_task(connection, update, state=task.state, revision=task.revision):
+                    audit.append(connection, entry, now_ms)
 
         await self._database.transact(write)
+
+
+async def _either(one: trio.Event, other: trio.Event) -> None:
+    """Wait until one of two events is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, one)
+        nursery.start_soon(wait, other)
 
 
 def _records(answer: object, count: int) -> list[bytes]:

@@ -10,9 +10,9 @@ from dataclasses import replace
 import trio
 
 from comity.agreement import Agreed
-from comity.certificate import CheckedReview, check_review
+from comity.certificate import CheckedReview, check_moment, check_review, signing_window
 from comity.digest import sha256
-from comity.errors import AgreementError, Busy, UnexpectedMessage
+from comity.errors import AgreementError, AgreementStopped, Busy, UnexpectedMessage
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1.task_pb2 import Receipt, ReviewDelivery
 from comity_node.admission import Gate, Question
@@ -76,6 +76,8 @@ class BallotBox:
         checked = await trio.to_thread.run_sync(self._check, sender, delivery)
         try:
             agreed = self._agreements.get(checked[0].review.agreement_digest)
+        except AgreementStopped:
+            raise
         except AgreementError as error:  # a vote must not be lost because the home has just started
             raise Busy(str(error), retry_after_ms=1_000) from error
         self._check_eligible(agreed, checked)
@@ -109,6 +111,7 @@ class BallotBox:
         """Refuse what no ballot would take."""
         for one in checked:
             review = one.review
+            check_moment(review.at_ms, signing_window(agreed.terms.issued_ms, agreed.terms.expires_ms), "a review")
             if one.organization not in agreed.reviewers(self._me):
                 raise AgreementError(f"{one.organization} may not vote under agreement {agreed.digest.hex()[:12]}")
             if (review.author, review.bundle_epoch) != (self._me, agreed.terms.bundle_epoch):

@@ -16,11 +16,15 @@ from comity.agreement import Agreed
 from comity.certificate import check_review
 from comity.digest import hex_digest
 from comity.errors import ComityError
+from comity.hops import RELEASE
 from comity.provenance import make_provenance
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1.task_pb2 import Certificate, CertifiedRecord, RecordDelivery
 from comity_node.admission import Gate
+from comity_node.admission.labels import certificate_labels
 from comity_node.admission.records import Draft, RecordGate, Refused, to_task
+from comity_node.policy import obligations as duties
+from comity_node.policy.model import Obligations
 from comity_node.protocol.quorum import Ballot, Outcome
 from comity_node.protocol.task import Input, State, advance
 from comity_node.runtime.agreements import Agreements
@@ -103,6 +107,8 @@ class Certifier:
 
         def write(connection: sqlite3.Connection) -> None:
             first = verdicts[0].task
+            if _has_ended(connection, verdicts):  # the agreement was stopped while the votes were counted
+                return
             votes = journal.batch_votes(connection, first.batch_id, first.revision)
             for verdict in verdicts:
                 self._settle(connection, agreed, verdict, votes.get(verdict.task.task_id, ()), now_ms)
@@ -160,20 +166,39 @@ class Certifier:
         drafts = [
             Draft(one.task.task_id, one.task.revision, one.task.record, tuple(one.task.hops)) for one in certified
         ]
+        known = {one.task.task_id: certificate_labels(one.certificate) for one in certified if one.certificate}
         items = []
         for organization in sorted(agreed.reviewers(self._identity.organization)):
-            released = await self._record_gate.release(agreed, drafts, organization)
+            released = await self._record_gate.release(agreed, drafts, organization, known=known)
             passed = [draft for draft in released if not isinstance(draft, Refused)]
-            part = RecordDelivery()
-            for draft in passed:
-                certified_record = self._certified(agreed, by_task[draft.task_id], draft.history)
-                if part.records and part.ByteSize() + certified_record.ByteSize() > _PER_DELIVERY:
-                    items.append(self._item(agreed, organization, part))
-                    part = RecordDelivery()
-                part.records.append(certified_record)
-            if part.records:
+            for part in self._parts(agreed, organization, passed, by_task):
                 items.append(self._item(agreed, organization, part))
         return items
+
+    def _parts(
+        self, agreed: Agreed, organization: str, passed: Sequence[Draft], by_task: Mapping[bytes, Verdict]
+    ) -> list[RecordDelivery]:
+        """Divide certified records into deliveries; each is k-anonymous for itself where that is owed."""
+        wholes = [(draft, self._certified(agreed, by_task[draft.task_id], draft.history)) for draft in passed]
+        parts: list[list[tuple[Draft, CertifiedRecord]]] = [[]]
+        room = _PER_DELIVERY
+        for draft, whole in wholes:
+            if parts[-1] and whole.ByteSize() > room:
+                parts.append([])
+                room = _PER_DELIVERY
+            parts[-1].append((draft, whole))
+            room -= whole.ByteSize()
+        out = []
+        for part in parts:
+            drafts = [draft for draft, _ in part]
+            if len(parts) > 1:
+                drafts = self._record_gate.together(agreed, drafts, organization, action=RELEASE, kind="certified")
+            may = {draft.task_id for draft in drafts}
+            if len(may) < len(part):
+                log.warning("%d records do not go to %s: too few are like them", len(part) - len(may), organization)
+            if kept := [whole for draft, whole in part if draft.task_id in may]:
+                out.append(RecordDelivery(records=kept))
+        return out
 
     def _item(self, agreed: Agreed, organization: str, body: RecordDelivery) -> journal.OutboxRow:
         now_ms = self._gate.now_ms()
@@ -190,11 +215,14 @@ class Certifier:
 
 
 def stored_record(
-    agreed: Agreed, certified: CertifiedRecord, holder: NodeIdentity, agreement: bytes, now_ms: int
-) -> RecordRow:
-    """Return the form in which `holder` keeps a certified record, with the provenance that it can show."""
+    agreed: Agreed, certified: CertifiedRecord, holder: NodeIdentity, agreement: bytes, now_ms: int,
+    owed: Obligations | None = None,
+) -> RecordRow:  # fmt: skip
+    """Return the form in which `holder` keeps a certified record, with the provenance that it can show.
+
+    It is kept as long as the agreement and the holder's own rules (`owed`, which has both) let it.
+    """
     task = certified.task
-    retain = agreed.terms.obligations.retain_seconds
     return RecordRow(
         task_id=task.id,
         agreement_digest=agreed.digest,
@@ -204,10 +232,23 @@ def stored_record(
         record_digest=certified.certificate.record_digest,
         score=certified.certificate.score,
         certificate=certified.certificate.SerializeToString(),
-        provenance=make_provenance(holder, certified, agreement),
+        provenance=make_provenance(holder, certified, agreement, at_ms=now_ms),
         stored_ms=now_ms,
-        retain_until_ms=now_ms + retain * 1000 if retain else None,
+        retain_until_ms=keep_until(owed or duties.from_terms(agreed.terms.obligations), now_ms),
     )
+
+
+def keep_until(owed: Obligations, now_ms: int) -> int | None:
+    """Return until when what comes in at `now_ms` may be kept; None if nothing says so."""
+    times = [] if owed.retain_ms is None else [now_ms + owed.retain_ms]
+    return min([*times, *([] if owed.expire_ms is None else [owed.expire_ms])], default=None)
+
+
+def _has_ended(connection: sqlite3.Connection, verdicts: Sequence[Verdict]) -> bool:
+    """Tell whether a task has gone on, or was ended, since a verdict was found for it."""
+    seen = [(verdict.task.state, verdict.task.revision) for verdict in verdicts]
+    now = [journal.get_task(connection, verdict.task.task_id) for verdict in verdicts]
+    return seen != [(task.state, task.revision) for task in now if task is not None]
 
 
 def learn(connection: sqlite3.Connection, agreed: Iterable[tuple[str, bool]]) -> None:

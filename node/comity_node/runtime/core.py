@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -13,10 +13,13 @@ from comity.v1.link_pb2 import PeerHint
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
 from comity_node.admission.records import Dataset, RecordGate
+from comity_node.protocol.witness import WitnessLimits
+from comity_node.runtime.agreement_control import AgreementControl
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.author import Author
 from comity_node.runtime.ballots import BallotBox
 from comity_node.runtime.certify import Certifier
+from comity_node.runtime.cosigner import Cosigner
 from comity_node.runtime.directory import Directory, OwnAgents
 from comity_node.runtime.kinds import OFFER
 from comity_node.runtime.messenger import Messenger, Peers
@@ -24,15 +27,24 @@ from comity_node.runtime.negotiator import Negotiator
 from comity_node.runtime.offering import Offering
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.pace import Pace, PaceLimits
+from comity_node.runtime.patience import patiently
+from comity_node.runtime.recheck import Recheck
+from comity_node.runtime.responder import Responder
 from comity_node.runtime.reviewer import Reviewer
 from comity_node.runtime.router import Router
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.runtime.updates import Updates
+from comity_node.runtime.withdrawals import Withdrawals
+from comity_node.runtime.witnesses import Witnesses
 from comity_node.runtime.workflows import Workflows
 from comity_node.storage import journal
 from comity_node.storage.database import Database
 
 RecordGateFactory = Callable[[Gate, Mapping[str, Dataset]], RecordGate]
+
+
+async def _nothing() -> None:
+    """Nothing is under way beside the runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class Surroundings:
         random: for draws and back-off.
         version: of this software.
         pace: how many messages of one organization are handled.
+        witness: when audit logs are witnessed, and what that may cost.
     """
 
     identity: NodeIdentity
@@ -70,6 +83,7 @@ class Surroundings:
     random: Random
     version: str
     pace: PaceLimits = field(default_factory=PaceLimits)
+    witness: WitnessLimits = field(default_factory=WitnessLimits)
 
 
 class Runtime:
@@ -79,11 +93,18 @@ class Runtime:
         """Wire the parts; nothing runs yet."""
         identity, trust, gate, database = around.identity, around.trust, around.gate, around.database
         guard = record_gate(gate, around.datasets)
+        self._gate = gate
         self.messenger = Messenger(gate, around.peers, pace=Pace(around.pace))
         self.agreements = Agreements(database, trust, identity.organization, gate.now_ms)
+        self._recheck = Recheck(gate=gate, record_gate=guard, trust=trust, agreements=self.agreements)
+        self.agreements.judge = self._recheck.agreement
+        self.agreements.on_stopped = self._look_again
+        #: Awaited when what is under way beside the runtime (tunnels, transfers) has to be looked at again.
+        self.beside: Callable[[], Awaitable[None]] = _nothing
         self.outbox = Outbox(
-            database, self.messenger, now_ms=gate.now_ms, random=around.random, outcome=self._delivered
-        )
+            database, self.messenger, now_ms=gate.now_ms, random=around.random, outcome=self._delivered,
+            censor=self._recheck,
+        )  # fmt: skip
         certifier = Certifier(
             identity=identity, trust=trust, gate=gate, record_gate=guard, agreements=self.agreements,
             database=database, outbox=self.outbox,
@@ -99,11 +120,11 @@ class Runtime:
         )  # fmt: skip
         self.author = Author(
             identity=identity, gate=gate, workers=around.workers, database=database, offering=offering,
-            ballots=ballots, certifier=certifier,
+            ballots=ballots, certifier=certifier, agreements=self.agreements,
         )  # fmt: skip
         self.reviewer = Reviewer(
             identity=identity, trust=trust, gate=gate, record_gate=guard, workers=around.workers,
-            agreements=self.agreements, database=database, outbox=self.outbox,
+            agreements=self.agreements, database=database, outbox=self.outbox, recheck=self._recheck,
         )  # fmt: skip
         self.directory = Directory(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, own_agents=around.own_agents,
@@ -111,14 +132,38 @@ class Runtime:
         )  # fmt: skip
         negotiator = Negotiator(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, agreements=self.agreements,
-            datasets=frozenset(around.datasets),
+            database=database, datasets={name: each.schema.label for name, each in around.datasets.items()},
+        )  # fmt: skip
+        self.responder = Responder(
+            identity=identity, trust=trust, gate=gate, messenger=self.messenger, agreements=self.agreements,
+            database=database, datasets=frozenset(around.datasets),
+            take=lambda sender, data, statements: self.workflows.take(sender, data, statements),
+        )  # fmt: skip
+        self.withdrawals = Withdrawals(
+            identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database,
+            outbox=self.outbox,
         )  # fmt: skip
         self.workflows = Workflows(
             identity=identity, gate=gate, negotiator=negotiator, agreements=self.agreements,
             directory=self.directory, author=self.author, database=database, outbox=self.outbox,
+            responder=self.responder, withdrawals=self.withdrawals,
         )  # fmt: skip
+        self.agreement_control = AgreementControl(database, self.workflows, self.withdrawals)
         self.updates = Updates(identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database)
-        for part in (self.directory, negotiator, self.workflows, ballots, self.reviewer):
+        self.cosigner = Cosigner(identity=identity, gate=gate, database=database, limits=around.witness)
+        self.witnesses = Witnesses(
+            identity=identity, trust=trust, gate=gate, messenger=self.messenger, database=database,
+            random=around.random, limits=around.witness,
+        )  # fmt: skip
+        for part in (
+            self.directory,
+            self.responder,
+            self.withdrawals,
+            self.workflows,
+            ballots,
+            self.reviewer,
+            self.cosigner,
+        ):
             self.messenger.serve(part.handlers)
 
     async def _delivered(self, item: journal.OutboxRow, receipt: Receipt | None) -> None:
@@ -128,10 +173,49 @@ class Runtime:
     async def load(self) -> None:
         """Read what messages that come in are judged by; before the links serve any."""
         await self.agreements.load()
+        await self.withdrawals.load()
+        await self._gate.look()
+        self.agreements.look_again()
+        await self.agreements.settle()
+
+    async def recheck(self) -> None:
+        """Look again at all that is under way: the policy or the trust bundle has changed.
+
+        What the policy does not carry any more has stopped when this gives way for the first time; then the journal
+        follows, messages that wait are dropped, and batches in custody are given back.
+        """
+        self.agreements.look_again()
+        self._recheck.changed()
+        await self.beside()
+        await patiently(self.agreements.settle, "what was suspended")
+        await self._look_again()
+        self.directory.look_again()
+
+    async def bundle_changed(self) -> None:
+        """Look again at all that is under way: there is another trust bundle."""
+        self._recheck.changed()
+        await patiently(self.agreements.end_unverifiable, "agreements of those who have left")
+        await self.recheck()
+
+    async def _look_again(self) -> None:
+        self._recheck.changed()
+        await self._gate.look()
+        self.author.look_again()
+        self.reviewer.look_again()
+        await self.beside()
+        await patiently(self.outbox.look_over, "what waits in the outbox")
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Recover what an earlier run left and go on, until cancelled; `load` goes before."""
         async with trio.open_nursery() as nursery:
-            for part in (self.outbox, self.author, self.reviewer, self.directory, self.workflows):
+            for part in (
+                self.outbox,
+                self.author,
+                self.reviewer,
+                self.directory,
+                self.workflows,
+                self.responder,
+                self.witnesses,
+            ):
                 await nursery.start(part.run)
             task_status.started()

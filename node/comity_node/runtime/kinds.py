@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+#: From the initiator to a participant: a concluded agreement.
+AGREEMENT: Final = "agreement"
 #: From a home to a reviewer: rows to judge.
 OFFER: Final = "task-offer"
 #: From a reviewer to the home: signed reviews.

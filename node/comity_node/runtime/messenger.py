@@ -179,9 +179,9 @@ class Messenger:
             log.error("cannot store a %s of %s: %s", kind, attested.organization, error.diagnostics())  # noqa: TRY400
             return Receipt(status=Receipt.STATUS_BUSY, code=error.code, reason="cannot store it", retry_after_ms=5_000)
         except ComityError as error:
-            rules = error.rules if isinstance(error, PolicyDenied) else ()
+            rules, told = (error.rules, error.told) if isinstance(error, PolicyDenied) else ((), str(error))
             self._warn(attested, "refused a %s of %s: %s", kind, attested.organization, error)
-            return Receipt(status=Receipt.STATUS_REFUSED, code=error.code, reason=str(error), rules=rules)
+            return Receipt(status=Receipt.STATUS_REFUSED, code=error.code, reason=told, rules=rules)
         except DecodeError:
             self._warn(attested, "refused a %s of %s: it does not parse", kind, attested.organization)
             return Receipt(

@@ -1,72 +1,108 @@
-"""Negotiation over messages: proposes what this organization submits, answers what others propose.
+"""Negotiation over messages: proposes what this organization submits, until everybody has signed or it has failed.
 
-What a node may accept by itself is policy: an `agreement.accept` rule allows it, and its obligations are the floor.
-Terms below the floor get a counter-offer that meets it; never one that is looser than what was proposed.
+Where a negotiation stands is written down before a question leaves, so that after a restart it goes on with the same
+terms, and who was asked before gives the same answer (`protocol.negotiation`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 
 import trio
 from google.protobuf.message import DecodeError
 
 from comity.agreement import Agreed, check_signature, conclude, parse_terms, sign_terms
-from comity.errors import AgreementError, ComityError, LinkError, PolicyDenied
-from comity.trust import Attested, NodeIdentity, TrustStore
-from comity.v1.agreement_pb2 import AgreementSignature, Proposal, ProposalAnswer, Refusal, Terms
+from comity.digest import sha256
+from comity.errors import (
+    AgreementError,
+    ApprovalPending,
+    ComityError,
+    EnvelopeError,
+    LinkError,
+    OwnCertificateExpired,
+    PolicyDenied,
+    StorageError,
+    StorageFull,
+)
+from comity.trust import NodeIdentity, TrustStore
+from comity.v1.agreement_pb2 import AgreementSignature, Proposal, ProposalAnswer, Terms
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate, Question
 from comity_node.policy import obligations as duties
-from comity_node.policy.model import Obligations, Request
+from comity_node.policy.model import Decision, Obligations
 from comity_node.protocol.negotiation import (
-    Accepted,
     Answer,
+    Ask,
     Concluded,
     Countered,
+    Dropped,
+    Event,
     Failed,
     Negotiation,
-    Propose,
+    Patience,
+    Phase,
+    Ready,
     Rejected,
+    Revision,
+    Signed,
+    Snapshot,
+    Unheard,
+    Waiting,
 )
+from comity_node.runtime import bargain
 from comity_node.runtime.agreements import Agreements
-from comity_node.runtime.messenger import Handler, Messenger, accepted
-from comity_node.runtime.workflow import WorkflowSpec, review_terms
+from comity_node.runtime.messenger import Messenger
+from comity_node.runtime.patience import patiently
+from comity_node.runtime.workflow import WorkflowSpec
+from comity_node.storage import negotiations
+from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
 
 PROPOSAL = "proposal"
-AGREEMENT = "agreement"
 _MAX_REASON = 512
 _MAX_RULES = 16
+#: Seconds to wait for one answer, and between looks whether an own person has approved.
+_ASK_S = 12.0
+_APPROVAL_S = 1.0
+#: Answers that wait to be taken; each organization has at most two questions under way.
+_ANSWERS = 512
 
 #: Called with (organization, step, detail) for the log that the submitter reads.
 Step = Callable[[str, str, str], Awaitable[None]]
 
 
 class Negotiator:
-    """Both sides of the negotiation of one node."""
+    """The initiator's side of the negotiations of one node."""
 
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, agreements: Agreements,
-        datasets: frozenset[str],
+        database: Database, datasets: Mapping[str, str], patience: Patience | None = None,
     ) -> None:  # fmt: skip
-        """Negotiate in the name of `identity`; `datasets` are those that this node can work with."""
+        """Negotiate in the name of `identity`; `datasets` are those that this node can work with, and their labels."""
         self._identity = identity
+        self._me = identity.organization
         self._trust = trust
         self._gate = gate
         self._messenger = messenger
         self._agreements = agreements
+        self._database = database
         self._datasets = datasets
-        self.handlers: dict[str, Handler] = {PROPOSAL: self._on_proposal}
-
-    # -- the initiator ---------------------------------------------------------------------------------------------
+        self._patience = patience or Patience()
 
     async def negotiate(
-        self, spec: WorkflowSpec, agreement_id: str, others: Sequence[str], step: Step
-    ) -> tuple[Agreed, bytes]:
-        """Negotiate `spec` with `others` and return the agreement that everybody signed.
+        self, spec: WorkflowSpec, workflow_id: str, gather: Callable[[], Awaitable[Sequence[str]]], step: Step
+    ) -> Agreed:
+        """Negotiate a workflow and return the agreement that everybody signed; it is on disk.
+
+        Args:
+            spec: what is wanted.
+            workflow_id: whose negotiation it is: one that was interrupted goes on.
+            gather: finds whom to ask, if it has not begun yet.
+            step: hears how it goes.
 
         Raises:
             AgreementError: too few would take part, or no common terms were found.
@@ -74,217 +110,254 @@ class Negotiator:
         """
         if spec.dataset not in self._datasets:
             raise AgreementError(f"this node has no dataset {spec.dataset!r}; name it in node.yaml")
-        terms = await self._first_terms(spec, agreement_id, others)
+        row = await self._database.read(lambda c: negotiations.get_negotiation(c, workflow_id))
+        if row is None:
+            row = await self._begin(spec, workflow_id, await gather(), step)
+        bounds = spec.bounds(self._datasets[spec.dataset])
         minimum = spec.numbers["minimum_participants"] - 1
-        machine = Negotiation(terms.SerializeToString(), tuple(sorted(others)), minimum, self._revise)
-        events = machine.start(self._gate.now_ms())
-        while isinstance(last := events[-1], Propose):
-            await step(self._identity.organization, "proposed", _summary(last.terms))
-            events = await self._round(machine, last, step)
+        machine = Negotiation(
+            row.terms, row.participants, minimum, partial(self._revise, bounds), row.ends_ms, self._patience
+        )
+        last = await _Drive(self, machine, row, step, me=self._me, now_ms=self._gate.now_ms).to_the_end()
         if isinstance(last, Failed):
-            await step(self._identity.organization, "failed", last.reason)
+            await step(self._me, "failed", last.reason)
             raise AgreementError(last.reason)
         return await self._conclude(last, step)
 
-    async def _first_terms(self, spec: WorkflowSpec, agreement_id: str, others: Sequence[str]) -> Terms:
-        owed = Obligations()
-        for organization in others:
-            request = self._request("agreement.offer", organization, spec.purpose, spec.dataset, {})
-            decision = await self._gate.demand(Question(request, spec.digest))
-            owed = duties.merge(owed, decision.obligations)
-        bundle = self._trust.bundle
-        terms = spec.first_terms(
+    async def _begin(
+        self, spec: WorkflowSpec, workflow_id: str, others: Sequence[str], step: Step
+    ) -> negotiations.NegotiationRow:
+        terms = await self._first_terms(spec, workflow_id, others, step)
+        ends_ms = bargain.lasting(spec.numbers["negotiation_seconds"], self._gate.now_ms(), terms.expires_ms)
+        data, names = terms.SerializeToString(), tuple(sorted(others))
+        return negotiations.NegotiationRow(workflow_id, terms.id, Phase.PROPOSING.value, 0, data, names, ends_ms)
+
+    async def _first_terms(self, spec: WorkflowSpec, agreement_id: str, others: Sequence[str], step: Step) -> Terms:
+        """Return the terms that the own policy lets this organization offer to everybody, once a person has approved.
+
+        The times count from when they are proposed, not from when a person was asked.
+        """
+        make = partial(
+            spec.first_terms,
             agreement_id=agreement_id,
-            consortium=bundle.consortium,
-            epoch=bundle.epoch,
-            initiator=self._identity.organization,
+            consortium=self._trust.bundle.consortium,
+            epoch=self._trust.bundle.epoch,
+            initiator=self._me,
             others=others,
-            obligations=duties.to_terms(owed),
-            now_ms=self._gate.now_ms(),
         )
-        _tighten_review(terms, owed)
-        parse_terms(terms.SerializeToString())
-        return terms
+        asked = make(obligations=duties.to_terms(Obligations()), now_ms=self._gate.now_ms())
+        subject = sha256(agreement_id.encode() + spec.digest)  # what a person approves is good for this submission
+        questions = [Question(bargain.offer(asked, organization), subject) for organization in others]
+        decisions = await self._allowed(questions, step)
+        owed = duties.merge_all(decision.obligations for decision in decisions)
+        terms = make(obligations=duties.to_terms(owed), now_ms=self._gate.now_ms())
+        bargain.tighten(terms, owed)
+        if wrong := spec.bounds(self._datasets[spec.dataset]).exceeded_by(terms):
+            raise AgreementError(f"the own policy asks for more than the workflow's limits allow: {wrong}")
+        return parse_terms(terms.SerializeToString()).terms
 
-    async def _round(self, machine: Negotiation, proposal: Propose, step: Step) -> list[Propose | Concluded | Failed]:
-        """Ask everybody, and return the events of the round's end."""
-        out: list[Propose | Concluded | Failed] = []
+    async def _allowed(self, questions: Sequence[Question], step: Step) -> list[Decision]:
+        """Ask the own policy, and wait for a person where it wants one to approve.
 
-        async def ask(organization: str) -> None:
-            answer = await self._ask(organization, proposal.terms)
-            await step(organization, _STEP[type(answer)], _detail(answer))
-            out.extend(machine.receive(organization, proposal.terms, answer, self._gate.now_ms()))
+        Raises:
+            PolicyDenied: it says no, or the person does, or nobody has decided in time.
+        """
+        decisions: dict[str, Decision] = {}
+        told: set[str] = set()
+        while len(decisions) < len(questions):
+            changed, ends_ms = self._gate.approvals.changed, 0
+            for question in questions:
+                whom = question.request.organization
+                if whom in decisions:
+                    continue
+                try:
+                    decisions[whom] = await self._gate.demand(question)
+                except ApprovalPending as pending:
+                    ends_ms = max(ends_ms, pending.deadline_ms)
+                    if pending.approval not in told:
+                        told.add(pending.approval)
+                        how = f"comity approvals approve {pending.approval}"
+                        await step(self._me, "waiting", f"for approval here: {how}")
+                except StorageFull as error:
+                    log.error("what is to be offered waits: %s", error.diagnostics())  # noqa: TRY400  (no bug)
+            if len(decisions) < len(questions):
+                with trio.move_on_after(max(0.0, (ends_ms - self._gate.now_ms()) / 1000) + _APPROVAL_S):
+                    await changed.wait()
+        return list(decisions.values())
 
-        async with trio.open_nursery() as nursery:
-            for organization in proposal.to:
-                nursery.start_soon(ask, organization)
-        return out or machine.tick(max(self._gate.now_ms(), machine.deadline_ms))
+    def _revise(
+        self, bounds: bargain.Bounds, terms: bytes, counters: Mapping[str, bytes], stay: tuple[str, ...], spent: bool
+    ) -> Revision:
+        return bargain.revise(terms, counters, stay, bounds, self._gate.new_id().hex() if spent else "")
 
-    async def _ask(self, organization: str, terms: bytes) -> Answer:
-        body = Proposal(terms=terms).SerializeToString()
+    async def save(self, row: negotiations.NegotiationRow) -> None:
+        """Write down where a negotiation stands."""
+        await patiently(
+            lambda: self._database.transact(lambda c: negotiations.save_negotiation(c, row)),
+            f"the negotiation of {row.workflow_id}",
+        )
+
+    async def ask(self, question: Ask) -> Answer:
+        """Ask one organization, and check what it answers."""
+        body = Proposal(terms=question.terms, sign=question.sign).SerializeToString()
         try:
-            receipt = await self._messenger.ask(organization, PROPOSAL, body, deadline_s=15.0)
+            if reason := await self._objection(question):
+                return Rejected(reason[:_MAX_REASON])
+            receipt = await self._messenger.ask(question.organization, PROPOSAL, body, deadline_s=_ASK_S)
+            if receipt.status == Receipt.STATUS_BUSY:
+                return Unheard(receipt.reason)
             if receipt.status != Receipt.STATUS_ACCEPTED:
                 return Rejected((receipt.reason or receipt.code)[:_MAX_REASON], tuple(receipt.rules))
-            return self._read_answer(organization, terms, ProposalAnswer.FromString(receipt.body))
-        except LinkError as error:
-            return Rejected(f"no answer: {error}")
+            return self._read_answer(question, ProposalAnswer.FromString(receipt.body))
+        except (LinkError, EnvelopeError) as error:  # stale, as after a restart, or garbled: it is asked again
+            return Unheard(str(error))
+        except (StorageError, OwnCertificateExpired) as error:  # this node's own trouble, not the other's
+            return Unheard(str(error))
         except (ComityError, DecodeError) as error:
             return Rejected(f"its answer does not verify: {error}"[:_MAX_REASON])
 
-    def _read_answer(self, organization: str, terms: bytes, answer: ProposalAnswer) -> Answer:
-        which = answer.WhichOneof("answer")
-        if which == "accept":
-            signature = AgreementSignature(organization=organization, envelope=answer.accept, chain=answer.chain)
-            # Good now, and at the time that whoever reads the agreement later goes by.
-            check_signature(signature, terms, self._trust, self._gate.now_ms())
-            check_signature(signature, terms, self._trust, parse_terms(terms).terms.issued_ms)
-            return Accepted(answer.accept, tuple(answer.chain))
-        if which == "counter":
-            _check_counter(parse_terms(terms).terms, parse_terms(answer.counter).terms)
-            return Countered(answer.counter)
+    async def _objection(self, question: Ask) -> str:
+        """Return why the policy of now does not let these terms be offered; "" if it does."""
+        request = bargain.offer(Terms.FromString(question.terms), question.organization)
+        if self._gate.consider(request).allowed:
+            return ""
+        try:
+            await self._gate.demand(Question(request, sha256(question.terms)))
+        except PolicyDenied as error:
+            return f"this organization's own policy does not let it offer these terms: {error.reason}"
+        return ""
+
+    def _read_answer(self, question: Ask, answer: ProposalAnswer) -> Answer:
+        match answer.WhichOneof("answer"):
+            case "ready":
+                return Ready()
+            case "waiting":
+                return Waiting(answer.waiting.until_ms, answer.waiting.reason[:_MAX_REASON])
+            case "accept":
+                signature = AgreementSignature(
+                    organization=question.organization, envelope=answer.accept, chain=answer.chain
+                )
+                # Good now, and at the time that whoever reads the agreement later goes by.
+                check_signature(signature, question.terms, self._trust, self._gate.now_ms())
+                dates = parse_terms(question.terms).terms
+                check_signature(signature, question.terms, self._trust, dates.issued_ms, until_ms=dates.expires_ms)
+                return Signed(answer.accept, tuple(answer.chain))
+            case "counter":
+                bargain.check_counter(parse_terms(question.terms).terms, parse_terms(answer.counter).terms)
+                return Countered(answer.counter)
         return Rejected((answer.reject.reason or "rejected")[:_MAX_REASON], tuple(answer.reject.rules[:_MAX_RULES]))
 
-    def _revise(self, terms: bytes, counters: Sequence[bytes], stay: tuple[str, ...]) -> bytes:
-        """Make the next revision: strictest of all, for those who stay."""
-        revised = Terms.FromString(terms)
-        revised.revision += 1
-        owed = duties.from_terms(revised.obligations)
-        quorum, min_score = revised.review.quorum, revised.review.min_score
-        for counter in (Terms.FromString(each) for each in counters):
-            owed = duties.merge(owed, duties.from_terms(counter.obligations))
-            quorum = max(quorum, counter.review.quorum)
-            min_score = max(min_score, counter.review.min_score)
-            revised.records_per_organization = min(revised.records_per_organization, counter.records_per_organization)
-        del revised.participants[:]
-        revised.participants.extend(sorted({revised.initiator, *stay}))
-        revised.obligations.CopyFrom(duties.to_terms(owed))
-        eligible = len(revised.participants) - 1
-        revised.review.CopyFrom(review_terms(eligible + 1, min_score, min(quorum, eligible)))
-        return revised.SerializeToString()
+    async def _conclude(self, end: Concluded, step: Step) -> Agreed:
+        """Sign last, and write the agreement down: from that moment it is concluded.
 
-    async def _conclude(self, end: Concluded, step: Step) -> tuple[Agreed, bytes]:
+        Raises:
+            AgreementError: much may have changed since it was proposed, and it may not be signed now.
+        """
+        agreed = parse_terms(end.terms)
+        old, now_ms = agreed.terms.replaces, self._gate.now_ms()
+        if old and self._agreements.is_over(old):
+            raise AgreementError(f"agreement {old.hex()[:12]}, whose place it would take, is over")
+        is_amended = await self._database.read(lambda c: negotiations.is_amended(c, old, now_ms))
+        if old and is_amended:
+            raise AgreementError("an amendment of another participant is signed already and may still be concluded")
+        if reason := self._agreements.judge(agreed):
+            raise AgreementError(f"it is not signed: {reason}")
         signatures = [sign_terms(self._identity, end.terms)]
         for organization, signed in end.signatures.items():
             signatures.append(
                 AgreementSignature(organization=organization, envelope=signed.envelope, chain=signed.chain)
             )
         data = conclude(end.terms, signatures)
-        agreed = await self._agreements.add(data)
-        await step(self._identity.organization, "concluded", f"signed by {len(signatures)} organizations")
-        return agreed, data
+        agreed = await patiently(lambda: self._agreements.add(data), "an agreement that all have signed")
+        await step(self._me, "concluded", f"signed by {len(signatures)} organizations")
+        return agreed
 
-    # -- the responder ---------------------------------------------------------------------------------------------
 
-    async def _on_proposal(self, sender: Attested, body: bytes) -> Receipt:
-        data = Proposal.FromString(body).terms
-        agreed = parse_terms(data)
-        answer = await self._answer(sender, agreed, data)
-        answer.terms_digest = agreed.digest
-        return accepted(answer.SerializeToString())
+class _Drive:
+    """One run of one negotiation: carries the machine's questions out, and the answers in."""
 
-    async def _answer(self, sender: Attested, agreed: Agreed, data: bytes) -> ProposalAnswer:
-        terms = agreed.terms
-        try:
-            self._check_proposal(sender, agreed)
-            labels = {
-                "records": terms.records_per_organization,
-                "min_score": terms.review.min_score / 10_000,
-                "quorum": terms.review.quorum,
-                "participants": len(terms.participants),
-            }
-            request = self._request("agreement.accept", sender.organization, terms.purpose, terms.dataset, labels)
-            decision = await self._gate.demand(Question(request, agreed.digest))
-        except PolicyDenied as error:
-            return ProposalAnswer(reject=Refusal(code=error.code, reason=error.reason, rules=error.rules))
-        except AgreementError as error:
-            return ProposalAnswer(reject=Refusal(code=error.code, reason=str(error)))
-        counter = Terms.FromString(data)
-        owed = duties.merge(duties.from_terms(terms.obligations), decision.obligations)
-        counter.obligations.CopyFrom(duties.to_terms(owed))
-        _tighten_review(counter, decision.obligations)
-        if _same(terms, counter):
-            signature = sign_terms(self._identity, data)
-            return ProposalAnswer(accept=signature.envelope, chain=signature.chain)
-        log.info("counter-offer to %s for %s", sender.organization, terms.purpose)
-        return ProposalAnswer(counter=counter.SerializeToString(), chain=self._identity.chain)
+    def __init__(
+        self, negotiator: Negotiator, machine: Negotiation, row: negotiations.NegotiationRow, step: Step, *, me: str,
+        now_ms: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._negotiator = negotiator
+        self._machine = machine
+        self._row = row
+        self._step = step
+        self._now_ms = now_ms
+        self._me = me
+        self._send, self._answers = trio.open_memory_channel[tuple[Ask, Answer]](_ANSWERS)
+        #: Who was said to wait for a person, about which terms.
+        self._told: set[tuple[str, bytes]] = set()
 
-    def _check_proposal(self, sender: Attested, agreed: Agreed) -> None:
-        terms, bundle = agreed.terms, self._trust.bundle
-        if terms.initiator != sender.organization:
-            raise AgreementError(f"{sender.organization} proposes in the name of {terms.initiator}")
-        if self._identity.organization not in agreed.participants:
-            raise AgreementError(f"{self._identity.organization} is not among the participants")
-        if (terms.consortium, terms.bundle_epoch) != (bundle.consortium, bundle.epoch):
-            raise AgreementError(f"the terms are of {terms.consortium!r}, epoch {terms.bundle_epoch}")
-        if strangers := agreed.participants - set(bundle.members):
-            raise AgreementError(f"not in the consortium: {', '.join(sorted(strangers))}")
-        if terms.dataset not in self._datasets:
-            raise AgreementError(f"{self._identity.organization} has no dataset {terms.dataset!r}")
-        agreed.check_active(self._gate.now_ms())
-        self._agreements.check_room(agreed)
+    async def to_the_end(self) -> Concluded | Failed:
+        """Negotiate until it has ended."""
+        row, machine = self._row, self._machine
+        if row.round == 0:
+            events = machine.start(self._now_ms())
+        else:
+            snapshot = Snapshot(Phase(row.phase), row.round, row.terms, row.participants)
+            await self._step(self._me, "resumed", bargain.words(Terms.FromString(row.terms)))
+            events = machine.resume(snapshot, self._now_ms())
+        end: Concluded | Failed | None = None
+        async with trio.open_nursery() as nursery:
+            known: Snapshot | None = None
+            while end is None:
+                if machine.snapshot != known and not machine.over:
+                    await self._note(known)
+                    known = machine.snapshot
+                for event in events:
+                    if isinstance(event, Ask):
+                        nursery.start_soon(self._ask, event)
+                    elif isinstance(event, Dropped):
+                        await self._step(event.organization, "left out", event.reason)
+                    else:
+                        end = event
+                if end is None:
+                    events = await self._next()
+            nursery.cancel_scope.cancel()
+        return end
 
-    def _request(
-        self, action: str, organization: str, purpose: str, dataset: str, labels: dict[str, int | float]
-    ) -> Request:
-        return Request(
-            action=action,
-            organization=organization,
-            purpose=purpose,
-            dataset=dataset,
-            kind="synthetic",
-            labels=labels,
+    async def _note(self, known: Snapshot | None) -> None:
+        """Write down where it stands now, and tell the submitter."""
+        at = self._machine.snapshot
+        terms = Terms.FromString(at.terms)
+        row = negotiations.NegotiationRow(
+            self._row.workflow_id, terms.id, at.phase.value, at.round, at.terms, at.participants, self._row.ends_ms
         )
+        await self._negotiator.save(row)
+        if at.phase is Phase.SIGNING:
+            await self._step(self._me, "signing", f"all {len(at.participants)} others are ready to sign")
+        elif known is None or known.terms != at.terms:
+            await self._step(self._me, "proposed", bargain.words(terms))
 
+    async def _next(self) -> list[Event]:
+        """Wait for an answer, or until somebody has to be asked again."""
+        wait_s = max(0.0, (self._machine.next_ms - self._now_ms()) / 1000)
+        with trio.move_on_after(wait_s) as scope:
+            question, answer = await self._answers.receive()
+        if scope.cancelled_caught:
+            return self._machine.tick(self._now_ms())
+        await self._tell(question, answer)
+        return self._machine.receive(question.organization, question.terms, answer, self._now_ms())
 
-_STEP: dict[type[Answer], str] = {Accepted: "accepted", Countered: "countered", Rejected: "rejected"}
+    async def _ask(self, question: Ask) -> None:
+        await self._send.send((question, await self._negotiator.ask(question)))
 
-
-def _tighten_review(terms: Terms, owed: Obligations) -> None:
-    if owed.review is None:
-        return
-    quorum = max(terms.review.quorum, owed.review.quorum or 0)
-    min_score = max(terms.review.min_score, duties.to_score(owed.review.min_score or 0.0))
-    terms.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum))
-
-
-def _same(terms: Terms, counter: Terms) -> bool:
-    return (
-        duties.from_terms(terms.obligations) == duties.from_terms(counter.obligations)
-        and terms.review == counter.review
-    )
-
-
-def _check_counter(terms: Terms, counter: Terms) -> None:
-    """Refuse a counter-offer that is looser than the proposal or changes what is not up for negotiation."""
-    if not duties.covers(duties.from_terms(counter.obligations), duties.from_terms(terms.obligations)):
-        raise AgreementError("the counter-offer is looser than the proposal")
-    looser = (
-        counter.review.quorum < terms.review.quorum
-        or counter.review.min_score < terms.review.min_score
-        or counter.records_per_organization > terms.records_per_organization
-    )
-    fixed = ("id", "consortium", "bundle_epoch", "initiator", "purpose", "dataset", "issued_ms", "expires_ms")
-    changed = [name for name in fixed if getattr(terms, name) != getattr(counter, name)]
-    if looser or changed or list(terms.participants) != list(counter.participants):
-        raise AgreementError("the counter-offer is looser than the proposal, or about something else")
-
-
-def _summary(terms: bytes) -> str:
-    read = Terms.FromString(terms)
-    quorum = f"quorum {read.review.quorum} of {read.review.eligible}"
-    return f"revision {read.revision}: {len(read.participants)} organizations, {quorum}"
-
-
-def _detail(answer: Answer) -> str:
-    if isinstance(answer, Rejected):
-        return answer.reason
-    if isinstance(answer, Countered):
-        wanted = duties.from_terms(Terms.FromString(answer.terms).obligations)
-        parts = (
-            [f"min_distance_to_private {wanted.min_distance_to_private:g}"] if wanted.min_distance_to_private else []
-        )
-        parts += [f"generalize {', '.join(sorted(wanted.generalize))}"] if wanted.generalize else []
-        parts += [f"redact {', '.join(sorted(wanted.redact))}"] if wanted.redact else []
-        return "would sign: " + ("; ".join(parts) or "stricter review")
-    return "signed"
+    async def _tell(self, question: Ask, answer: Answer) -> None:
+        who, about = question.organization, (question.organization, question.terms)
+        match answer:
+            case Signed():
+                await self._step(who, "accepted", "signed")
+            case Countered(terms):
+                wanted = bargain.wishes(Terms.FromString(question.terms), Terms.FromString(terms))
+                await self._step(who, "countered", wanted[:_MAX_REASON])
+            case Rejected(reason):
+                await self._step(who, "rejected", reason)
+            case Waiting(until_ms, reason) if about not in self._told:
+                self._told.add(about)
+                until = datetime.fromtimestamp(max(0, min(until_ms, self._row.ends_ms)) / 1000, UTC)
+                until_text = until.isoformat(timespec="seconds").replace("+00:00", "Z")
+                await self._step(who, "waiting", f"for approval at {who} until {until_text}: {reason}")
+            case _:
+                pass

@@ -51,15 +51,22 @@ class Offering:
         self._outbox = outbox
         self._router = router
 
-    async def offer(self, agreed: Agreed, batch: bytes, tasks: Sequence[journal.TaskRow]) -> None:
-        """Offer the queued tasks of a batch, or refuse those that may not go to enough reviewers."""
+    async def offer(self, agreed: Agreed, batch: bytes, tasks: Sequence[journal.TaskRow]) -> int:
+        """Offer the queued tasks of a batch, or refuse those that may not go to enough reviewers.
+
+        Returns:
+            0; or until when, in milliseconds since the Unix epoch, a person may still approve what too few reviewers
+            may see: then nothing was offered or refused, and the batch can be offered again.
+        """
+        await self._gate.look()
         shaped = await trio.to_thread.run_sync(self._record_gate.prepare, agreed, _drafts(tasks))
         ready = [draft for draft in shaped if isinstance(draft, Draft)]
         refused = {one.task_id: one for one in shaped if isinstance(one, Refused)}
         wanted = agreed.rule.quorum + agreed.rule.faulty
         ready, offers, denied = await self._pass(agreed, ready, agreed.reviewers(self._me), wanted)
-        passes = Counter(draft.task_id for passed in offers.values() for draft in passed)
-        short = {draft.task_id for draft in ready if passes[draft.task_id] < agreed.rule.quorum}
+        short, offers = self._short(agreed, ready, offers)
+        if waiting := [one.until_ms for one in map(denied.get, short) if one is not None and one.until_ms]:
+            return min(waiting)
         for task_id in short:
             reason = "too few reviewers may see it"
             refused[task_id] = denied.get(task_id) or Refused(task_id, reason, ())
@@ -69,6 +76,27 @@ class Offering:
             if (kept := [one for one in passed if one.task_id not in short])
         ]
         await self._record(agreed, batch, tasks, ready, refused, items)
+        return 0
+
+    def _short(
+        self, agreed: Agreed, ready: Sequence[Draft], offers: dict[str, list[Draft]]
+    ) -> tuple[set[bytes], dict[str, list[Draft]]]:
+        """Return the tasks that too few reviewers may see, and the offers without them.
+
+        Without them others may be too rare to leave (k_anonymity), until nothing changes any more.
+        """
+        while True:
+            passes = Counter(draft.task_id for passed in offers.values() for draft in passed)
+            short = {draft.task_id for draft in ready if passes[draft.task_id] < agreed.rule.quorum}
+            kept = {
+                organization: self._record_gate.together(
+                    agreed, [one for one in passed if one.task_id not in short], organization
+                )
+                for organization, passed in offers.items()
+            }
+            if kept == offers:
+                return short, offers
+            offers = kept
 
     async def widen(
         self, agreed: Agreed, batch: bytes, tasks: Sequence[journal.TaskRow], count: int,
@@ -126,7 +154,9 @@ class Offering:
             sent = await self._record_gate.send(agreed, drafts, organization)
             drafts = [new if isinstance(new, Draft) else old for new, old in zip(sent, drafts, strict=True)]
             offers[organization] = [one for one in sent if isinstance(one, Draft)]
-            denied.update({one.task_id: one for one in sent if isinstance(one, Refused)})
+            for one in sent:
+                if isinstance(one, Refused) and not (one.task_id in denied and denied[one.task_id].until_ms):
+                    denied[one.task_id] = one
         return drafts, offers, denied
 
     async def _draw(self, organizations: frozenset[str]) -> list[str]:

@@ -17,7 +17,15 @@ import trio
 from comity.agreement import MAX_LIFETIME_MS, Agreed
 from comity.digest import sha256
 from comity.envelope import sign_document
-from comity.errors import AgentError, AgreementError, Busy, NoWorker, UnexpectedMessage
+from comity.errors import (
+    AgentError,
+    AgreementError,
+    AgreementStopped,
+    Busy,
+    NoWorker,
+    PolicyDenied,
+    UnexpectedMessage,
+)
 from comity.hops import RELEASE, SEND
 from comity.ids import SpiffeId
 from comity.provenance import verify_certified
@@ -33,19 +41,22 @@ from comity.v1.task_pb2 import (
     TaskOffer,
 )
 from comity_node.admission import Gate, Question
-from comity_node.admission.gate import used_up
+from comity_node.admission.gate import Waiting, used_up
+from comity_node.admission.labels import certificate_labels
 from comity_node.admission.records import RecordGate
+from comity_node.policy import obligations as duties
 from comity_node.policy.model import Rate, Request
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.answers import check_answer
-from comity_node.runtime.certify import stored_record
+from comity_node.runtime.certify import keep_until, stored_record
 from comity_node.runtime.kinds import OFFER, RECORDS, REVIEWS
 from comity_node.runtime.messenger import Handler, accepted
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.patience import patiently
+from comity_node.runtime.recheck import Recheck
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.runtime.turns import Turns
-from comity_node.storage import audit, journal, records
+from comity_node.storage import audit, journal, records, retention
 from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -58,6 +69,8 @@ _AGENT_RETRY_S = 1.0
 #: Seconds between attempts to send a review whose rate is used up, and answers that are kept meanwhile.
 _RATE_RETRY_S = (1.0, 60.0)
 _KEPT_ANSWERS = 64
+#: How soon it is asked again whether a person has let a review leave.
+_APPROVAL_RETRY_S = 10.0
 _GENERATOR = "generator"
 
 
@@ -66,7 +79,7 @@ class Reviewer:
 
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, record_gate: RecordGate, workers: Workers,
-        agreements: Agreements, database: Database, outbox: Outbox, agent: str = "validator",
+        agreements: Agreements, database: Database, outbox: Outbox, recheck: Recheck, agent: str = "validator",
     ) -> None:  # fmt: skip
         """Review in the name of `identity`'s organization, with its own `workers`."""
         self._identity = identity
@@ -77,6 +90,7 @@ class Reviewer:
         self._agreements = agreements
         self._database = database
         self._outbox = outbox
+        self._recheck = recheck
         self._agent = SpiffeId(identity.organization, "agent", agent)
         self._work = trio.Event()
         self._turns = Turns(_OFFERS_AT_ONCE, _OFFERS_OF_ONE_HOME)
@@ -107,8 +121,9 @@ class Reviewer:
         tasks = [(task.id, sha256(task.record)) for task in offer.tasks]
         # Before the policy is asked: what is refused here leaves nothing in the audit log (S7).
         await self._database.read(lambda c: self._check_room(c, agreed, item, tasks))
-        await self._record_gate.receive(agreed, offer.tasks, sender, SEND, "synthetic")
-        await self._database.transact(lambda c: self._take(c, agreed, item, tasks))
+        owed = await self._record_gate.receive(agreed, offer.tasks, sender, SEND, "synthetic")
+        until_ms = keep_until(duties.merge_all(owed), now_ms)
+        await self._database.transact(lambda c: self._take(c, agreed, item, tasks, until_ms))
         self._work.set()
         return accepted()
 
@@ -124,11 +139,16 @@ class Reviewer:
 
     def _take(
         self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow,
-        tasks: Sequence[tuple[bytes, bytes]],
+        tasks: Sequence[tuple[bytes, bytes]], until_ms: int | None,
     ) -> None:  # fmt: skip
-        """Take a batch into custody: its tasks for the first time or repaired, and no more than were agreed."""
+        """Take a batch into custody: its tasks for the first time or repaired, and no more than were agreed.
+
+        Whatever becomes of it, it is gone by `until_ms`, if there is such a time.
+        """
         if not journal.put_offer(connection, item):
             return
+        if until_ms is not None:
+            retention.keep_offer_until(connection, item.digest, until_ms)
         if new := journal.take_tasks(connection, item, tasks):
             most = agreed.terms.records_per_organization
             quota = _quota(agreed, item.home)
@@ -154,6 +174,8 @@ class Reviewer:
         """Return the agreement; one that is not here may still be on its way from its initiator."""
         try:
             return self._agreements.get(digest)
+        except AgreementStopped:
+            raise
         except AgreementError as error:
             raise Busy(str(error), retry_after_ms=500) from error
 
@@ -166,6 +188,10 @@ class Reviewer:
             self._outbox.kick(known.home)
 
     # -- judging them ----------------------------------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Look at what is held again: the policy, the trust bundle or an agreement has changed."""
+        self._work.set()
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Judge what is held, until cancelled; begins with what an earlier run left."""
@@ -200,17 +226,17 @@ class Reviewer:
         if item is None or item.state != "held":  # it was finished after the look that chose it
             return None
         what = f"the review for {item.home}"
-        try:
-            agreed = self._agreements.get(item.agreement_digest)
-        except AgreementError as error:
-            await self._give_up(item, error)
-            return None
         offer = TaskOffer.FromString(item.offer)
         try:
+            agreed = self._still_agreed(item, offer)
             answer = kept or await self._ask_validator(agreed, item, offer)
+            self._still_agreed(item, offer)  # much may have changed while the validator was at it
+        except (AgreementError, PolicyDenied) as error:
+            await self._give_up(item, error)
+            return None
         except (AgentError, Busy) as error:
             nobody = isinstance(error, (NoWorker, Busy))
-            if self._gate.now_ms() >= (agreed.terms.expires_ms if nobody else item.lease_until_ms):
+            if self._gate.now_ms() >= (self._expires_ms(item) if nobody else item.lease_until_ms):
                 await self._give_up(item, error)
                 return None
             log.warning("%s: %s; trying again", what, error)
@@ -219,13 +245,40 @@ class Reviewer:
             return 0.0 if nobody else _AGENT_RETRY_S
         return await patiently(lambda: self._deliver(agreed, item, offer, answer), what)
 
+    def _still_agreed(self, item: journal.OfferRow, offer: TaskOffer) -> Agreed:
+        """Return the agreement of a batch in custody, if the batch may be judged now.
+
+        Raises:
+            AgreementError: the agreement is not in force.
+            PolicyDenied: the policy of now does not take the records in.
+            Busy: nothing can be signed here at the moment.
+        """
+        agreed = self._agreements.get(item.agreement_digest)
+        if reason := self._recheck.offer(agreed, item.home, offer):
+            raise PolicyDenied(reason)
+        return agreed
+
+    def _expires_ms(self, item: journal.OfferRow) -> int:
+        agreed = self._agreements.find(item.agreement_digest)
+        return 0 if agreed is None else agreed.terms.expires_ms
+
     async def _give_up(self, item: journal.OfferRow, why: object) -> None:
         log.warning("gave up a batch of %s: %s", item.home, why)
         now_ms = self._gate.now_ms()
-        await patiently(
-            lambda: self._database.transact(lambda c: journal.finish_offer(c, item.digest, b"", now_ms)),
-            f"giving up a batch of {item.home}",
+        entry = audit.AuditEntry(
+            kind="effect",
+            action="offer.given-back",
+            peer=item.home,
+            subject=item.digest,
+            agreement=item.agreement_digest,
+            detail={"reason": str(why)[:500]},
         )
+
+        def write(connection: sqlite3.Connection) -> None:
+            if journal.finish_offer(connection, item.digest, b"", now_ms):
+                audit.append(connection, entry, now_ms)
+
+        await patiently(lambda: self._database.transact(write), f"giving up a batch of {item.home}")
 
     async def _ask_validator(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer) -> dict[str, Any]:
         work = {
@@ -251,10 +304,12 @@ class Reviewer:
             dataset=agreed.terms.dataset,
         )
         (decision,) = await self._gate.decide([Question(request, item.digest, agreed.digest, len(offer.tasks))])
+        if isinstance(decision, Waiting):
+            self._keep_answer(item, answer)
+            return _APPROVAL_RETRY_S
         if not decision.allowed:
             if (rate := used_up(decision)) and self._may_wait(rate, agreed, len(offer.tasks)):
-                if len(self._answers) < _KEPT_ANSWERS:
-                    self._answers[item.digest] = answer
+                self._keep_answer(item, answer)
                 shortest, longest = _RATE_RETRY_S
                 return min(longest, max(shortest, rate.per_ms / 64_000))
             await self._give_up(item, f"the review stays here: {decision.reason}")
@@ -274,6 +329,10 @@ class Reviewer:
             log.warning("the review for %s waits until it asks again: it does not take its messages", item.home)
         self._outbox.kick(item.home)
         return None
+
+    def _keep_answer(self, item: journal.OfferRow, answer: dict[str, Any]) -> None:
+        if len(self._answers) < _KEPT_ANSWERS:
+            self._answers[item.digest] = answer
 
     def _may_wait(self, rate: Rate, agreed: Agreed, amount: int) -> bool:
         """Tell whether a rate that is used up can ever let `amount` pass while the agreement lasts."""
@@ -327,17 +386,23 @@ class Reviewer:
         known = await self._database.read(lambda c: records.stored_digests(c, sender.organization, task_ids))
         fresh = [one for one in delivery.records if known.get(one.task.id) != sha256(one.task.record)]
         if fresh:
-            await self._keep_records(agreed, fresh, sender)
+            await self._keep_records(agreed, fresh, delivery.records, sender)
         return accepted()
 
-    async def _keep_records(self, agreed: Agreed, fresh: Sequence[CertifiedRecord], sender: Attested) -> None:
-        await self._record_gate.receive(agreed, [one.task for one in fresh], sender, RELEASE, "certified")
+    async def _keep_records(
+        self, agreed: Agreed, fresh: Sequence[CertifiedRecord], came: Sequence[CertifiedRecord], sender: Attested
+    ) -> None:
+        """Keep the records of a delivery that are not here yet; all that came together is judged together."""
+        labels = {one.task.id: certificate_labels(one.certificate) for one in came}
+        tasks = [one.task for one in came]
+        every = await self._record_gate.receive(agreed, tasks, sender, RELEASE, "certified", known=labels)
+        owed = {task.id: one for task, one in zip(tasks, every, strict=True)}
         now_ms = self._gate.now_ms()
         raw = self._agreements.raw(agreed.digest)
 
         def check(certified: CertifiedRecord) -> records.CertifiedRecord:
             verify_certified(certified, agreed, self._trust)
-            return stored_record(agreed, certified, self._identity, raw, now_ms)
+            return stored_record(agreed, certified, self._identity, raw, now_ms, owed[certified.task.id])
 
         stored = await trio.to_thread.run_sync(lambda: [check(one) for one in fresh])
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import trio
 
 from comity.errors import StorageFull
+from comity_node.admission.approvals import Approvals
 from comity_node.runtime.seams import TaskStatus
-from comity_node.storage import audit, journal, records
+from comity_node.storage import audit, journal, records, retention
 from comity_node.storage.database import Database
 from comity_node.storage.note import NoteSigner
 
@@ -28,8 +29,12 @@ _KEEP_MS = 367 * 24 * 3600 * 1000
 class Upkeep:
     """Signs the audit log's head now and then, and sweeps."""
 
-    def __init__(self, database: Database, signer: NoteSigner, now_ms: Callable[[], int]) -> None:
-        """Keep `database`, signing in the name of the node."""
+    def __init__(
+        self, database: Database, signer: NoteSigner, now_ms: Callable[[], int], approvals: Approvals | None = None
+    ) -> None:
+        """Keep `database`, signing in the name of the node; of `approvals`, those that nobody decides in time end."""
+        self._approvals = approvals
+        self._unfolded = True
         self._database = database
         self._signer = signer
         self._now_ms = now_ms
@@ -43,6 +48,8 @@ class Upkeep:
             turn += 1
             try:
                 await self.checkpoint()
+                if self._approvals is not None:
+                    await self._approvals.expire()
                 if turn % _SWEEP_EVERY == 1:
                     await self.sweep()
             except StorageFull as error:
@@ -54,9 +61,11 @@ class Upkeep:
         await self._database.transact(lambda c: audit.checkpoint(c, self._signer, now_ms))
 
     async def sweep(self) -> None:
-        """Delete certified records whose retention is over, each with an audit entry, and forget what is long done.
+        """Delete records whose retention is over, each with an audit entry, and forget what is long done.
 
-        What is left after some thousands goes in the next sweep.
+        Those are certified records, and batches in custody. What is left after some thousands goes in the next sweep.
+        Their bytes are overwritten in the file and in the write-ahead log; what a file system or a disk keeps of blocks
+        that were freed is not ours to know.
         """
         deleted = 0
         for _ in range(_BATCHES):
@@ -65,29 +74,66 @@ class Upkeep:
             if not more:
                 break
         if deleted:
-            log.info("deleted %d certified records whose retention is over", deleted)
+            log.info("deleted %d records and batches whose retention is over", deleted)
+            self._unfolded = True
+        if self._unfolded:  # at the first sweep too: an earlier run may have been killed before it came to this
+            self._unfolded = not await self._database.fold()
 
     async def _sweep_some(self) -> tuple[int, bool]:
         """Do a part of the work; returns how many records went, and whether there may be more of anything."""
         now_ms = self._now_ms()
 
         def write(connection: sqlite3.Connection) -> tuple[int, bool]:
-            gone = records.delete_expired(connection, now_ms, limit=_PER_BATCH)
+            gone = records.expired_records(connection, now_ms, limit=_PER_BATCH)
             for record in gone:
-                entry = audit.AuditEntry(
-                    kind="deletion",
-                    action="record.retention",
-                    subject=record.record_digest,
-                    agreement=record.agreement_digest,
+                audit.append(connection, _record_entry(record), now_ms)
+            records.delete_records(connection, gone)
+            offers = _drop_offers(connection, now_ms)
+            batches = journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
+            tasks = journal.forget_tasks(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
+            if batches or tasks:
+                forgotten = audit.AuditEntry(
+                    "deletion", "journal.forgotten", detail={"batches": batches, "tasks": tasks}
                 )
-                audit.append(connection, entry, now_ms)
+                audit.append(connection, forgotten, now_ms)
             done = [
                 len(gone),
+                offers,
                 journal.forget(connection, now_ms, limit=_PER_BATCH),
-                journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_BATCH),
-                journal.forget_tasks(connection, now_ms - _KEEP_MS, limit=_PER_BATCH),
+                batches,
+                tasks,
                 audit.thin_checkpoints(connection, limit=_PER_BATCH),
             ]
-            return len(gone), _PER_BATCH in done
+            return len(gone) + offers, _PER_BATCH in done
 
         return await self._database.transact(write)
+
+
+def _record_entry(record: records.StoredRecord) -> audit.AuditEntry:
+    return audit.AuditEntry(
+        kind="deletion",
+        action="record.retention",
+        peer=record.author,
+        subject=record.record_digest,
+        agreement=record.agreement_digest,
+        detail={"reason": "its retention is over", "task": record.task_id.hex(), "dataset": record.dataset},
+    )
+
+
+def _drop_offers(connection: sqlite3.Connection, now_ms: int) -> int:
+    """Delete the batches in custody whose retention is over; returns how many there were."""
+    expired = retention.expired_offers(connection, now_ms, limit=_PER_BATCH)
+    for offer in expired:
+        if offer.held:
+            entry = audit.AuditEntry(
+                kind="deletion",
+                action="offer.retention",
+                peer=offer.home,
+                subject=offer.digest,
+                agreement=offer.agreement_digest,
+                detail={"reason": "its retention is over"},
+            )
+            audit.append(connection, entry, now_ms)
+            journal.finish_offer(connection, offer.digest, b"", now_ms)
+        retention.drop_offer_retention(connection, offer.digest)
+    return len(expired)

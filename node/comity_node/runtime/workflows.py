@@ -1,28 +1,33 @@
-"""Workflows from submission to agreement, and agreements that others concluded with this node."""
+"""Workflows from submission to agreement, agreements that others concluded with this node, and how agreements end."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Sequence, Set
 from functools import partial
 
 import trio
 
 from comity.agreement import Agreed, read_terms
-from comity.errors import AgreementError, ComityError
+from comity.digest import sha256
+from comity.errors import AgreementError, AgreementStopped, ComityError, ConfigError, StorageError
 from comity.trust import Attested, NodeIdentity
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.author import Author
 from comity_node.runtime.directory import Directory
+from comity_node.runtime.kinds import AGREEMENT
 from comity_node.runtime.messenger import Handler, accepted
-from comity_node.runtime.negotiator import AGREEMENT, Negotiator
+from comity_node.runtime.negotiator import Negotiator
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.patience import patiently
+from comity_node.runtime.responder import Responder
 from comity_node.runtime.seams import TaskStatus
-from comity_node.runtime.workflow import WorkflowSpec, parse_workflow
-from comity_node.storage import journal
+from comity_node.runtime.withdrawals import Withdrawals
+from comity_node.runtime.workflow import WorkflowSpec, amendment, parse_workflow
+from comity_node.storage import journal, negotiations
 from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -38,7 +43,8 @@ class Workflows:
 
     def __init__(
         self, *, identity: NodeIdentity, gate: Gate, negotiator: Negotiator, agreements: Agreements,
-        directory: Directory, author: Author, database: Database, outbox: Outbox,
+        directory: Directory, author: Author, database: Database, outbox: Outbox, responder: Responder,
+        withdrawals: Withdrawals,
     ) -> None:  # fmt: skip
         """Run workflows in the name of `identity`'s organization."""
         self._me = identity.organization
@@ -49,29 +55,41 @@ class Workflows:
         self._author = author
         self._database = database
         self._outbox = outbox
+        self._responder = responder
+        self._withdrawals = withdrawals
         self._nursery: trio.Nursery | None = None
         self.handlers: dict[str, Handler] = {AGREEMENT: self._on_agreement}
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Negotiate what is submitted, until cancelled; begins with what an earlier run left."""
+        begun = {row.workflow_id for row in await self._under_way()}  # what is submitted from here on begins by itself
         async with trio.open_nursery() as self._nursery:
             try:
                 task_status.started()
-                await self._recover(self._nursery)
+                await self._recover(self._nursery, begun)
                 await trio.sleep_forever()
             finally:
                 self._nursery = None  # what still comes at the end is for the next run
 
-    async def _recover(self, nursery: trio.Nursery) -> None:
-        agreements = self._agreements.all()
-        for agreed in agreements:
+    async def _under_way(self) -> list[journal.WorkflowRow]:
+        return await self._database.read(lambda c: journal.list_workflows(c, state="negotiating"))
+
+    async def _recover(self, nursery: trio.Nursery, begun: Set[str]) -> None:
+        await patiently(self._withdrawals.recover, "what was withdrawn from")
+        for agreed in self._agreements.all():
             await patiently(partial(self._go_on, agreed), f"workflow {agreed.terms.id}")
-        concluded = {agreed.terms.id for agreed in agreements if agreed.terms.initiator == self._me}
-        for row in await self._database.read(lambda c: journal.list_workflows(c, state="negotiating")):
-            if row.workflow_id not in concluded:
-                nursery.start_soon(self._negotiate, row.workflow_id, parse_workflow(row.document))
+        for row in await self._under_way():
+            if row.workflow_id not in begun:
+                continue
+            try:
+                spec = parse_workflow(row.document)
+            except ComityError as error:  # of another version of this software
+                await patiently(partial(self._fail, row.workflow_id, str(error)), f"workflow {row.workflow_id}")
+            else:
+                nursery.start_soon(self._negotiate, row.workflow_id, spec)
 
     async def _go_on(self, agreed: Agreed) -> None:
+        await self._responder.keep_promise(agreed)
         if agreed.terms.initiator == self._me:
             await self._distribute(agreed, self._agreements.raw(agreed.digest))
         await self._start(agreed)
@@ -84,13 +102,42 @@ class Workflows:
             AgreementError: the node is shutting down.
         """
         spec = parse_workflow(document)
+        if set(spec.participants) == {self._me}:
+            raise ConfigError("'participants' of the workflow names nobody but this organization: name the others, too")
+        if spec.replaces:
+            await self._check_amendment(spec)
         if self._nursery is None:
             raise AgreementError("the node is starting up or shutting down; submit again later")
         workflow_id = self._gate.new_id().hex()
         row = journal.WorkflowRow(workflow_id, document, "negotiating", "", None, self._gate.now_ms())
         await self._database.transact(lambda c: journal.put_workflow(c, row))
-        self._nursery.start_soon(self._negotiate, workflow_id, spec)
+        if (nursery := self._nursery) is not None:  # else the node is shutting down: the next run negotiates it
+            nursery.start_soon(self._negotiate, workflow_id, spec)
         return workflow_id
+
+    async def amend(self, digest: bytes, changes: bytes) -> str:
+        """Begin to negotiate terms that take the place of an agreement's; returns the new workflow's id.
+
+        Args:
+            digest: of the agreement in force.
+            changes: a JSON object with what is to be another.
+
+        Raises:
+            ConfigError: the changes are wrong.
+            AgreementError: there is no such agreement in force, or another amendment of it is under way.
+        """
+        terms = self._agreements.get(digest).terms
+        return await self.submit(amendment(terms, digest, changes, self._me))
+
+    async def _check_amendment(self, spec: WorkflowSpec) -> None:
+        old, now_ms = self._agreements.get(spec.replaces), self._gate.now_ms()
+        old.check_active(now_ms)
+        if {self._me, *spec.participants} != old.participants:
+            raise AgreementError("an amendment has the participants of the agreement that it replaces, all of them")
+        if spec.numbers["minimum_participants"] < len(old.participants):
+            raise AgreementError("all participants of an agreement have to sign its amendment")
+        if await self._database.read(lambda c: negotiations.is_amended(c, old.digest, now_ms)):
+            raise AgreementError("an amendment of another participant is signed already and may still be concluded")
 
     async def _negotiate(self, workflow_id: str, spec: WorkflowSpec) -> None:
         async def step(organization: str, what: str, detail: str) -> None:
@@ -100,21 +147,26 @@ class Workflows:
                 f"workflow {workflow_id}",
             )
 
+        async def gather() -> Sequence[str]:
+            return sorted(await self._gather(spec))
+
         try:
-            others = await self._gather(spec)
-            agreed, data = await self._negotiator.negotiate(spec, workflow_id, sorted(others), step)
+            agreed = await self._negotiator.negotiate(spec, workflow_id, gather, step)
         except ComityError as error:
-            reason = str(error)
-            log.warning("workflow %s failed: %s", workflow_id, reason)
-            await patiently(
-                lambda: self._database.transact(
-                    lambda c: journal.update_workflow(c, workflow_id, state="failed", reason=reason)
-                ),
-                f"workflow {workflow_id}",
-            )
+            await patiently(partial(self._fail, workflow_id, str(error)), f"workflow {workflow_id}")
             return
+        data = self._agreements.raw(agreed.digest)
         await patiently(lambda: self._distribute(agreed, data), f"workflow {workflow_id}")
         await patiently(lambda: self._start(agreed), f"workflow {workflow_id}")
+
+    async def _fail(self, workflow_id: str, reason: str) -> None:
+        log.warning("workflow %s failed: %s", workflow_id, reason)
+
+        def write(connection: sqlite3.Connection) -> None:
+            journal.update_workflow(connection, workflow_id, state="failed", reason=reason)
+            negotiations.end_negotiation(connection, workflow_id)
+
+        await self._database.transact(write)
 
     async def _gather(self, spec: WorkflowSpec) -> frozenset[str]:
         """Wait until those who shall take part have shown cards with the skills that it takes.
@@ -157,12 +209,39 @@ class Workflows:
             self._outbox.kick(organization)
 
     async def _on_agreement(self, sender: Attested, body: bytes) -> Receipt:
-        await self._check_id(body)
-        agreed = await self._agreements.add(body)
-        if agreed.terms.initiator != sender.organization:
-            log.info("agreement %s came from %s", agreed.digest.hex()[:12], sender.organization)
-        await self._start(agreed)
+        await self.take(sender.organization, body, ())
         return accepted()
+
+    async def take(self, sender: str, data: bytes, statements: Sequence[bytes]) -> None:
+        """Take a concluded agreement, from whoever has it; what is in it all have signed.
+
+        Args:
+            sender: who gave it.
+            data: the agreement.
+            statements: withdrawals from it.
+
+        Raises:
+            AgreementError: it does not verify, is over, or contradicts what this node has signed or submitted.
+            Busy: there is no room for it.
+        """
+        await self._check_id(data)
+        await self._responder.check_promise(sender, data)
+        try:
+            agreed = await self._agreements.add(data)
+        except AgreementStopped:  # it has been here, and it is over
+            await self._responder.keep_promise(read_terms(data))
+            return
+        if agreed.terms.initiator != sender:
+            log.info("agreement %s came from %s", agreed.digest.hex()[:12], sender)
+        await self._responder.keep_promise(agreed)
+        for statement in statements:
+            try:
+                await self._withdrawals.take(statement)
+            except StorageError:
+                raise
+            except ComityError as error:  # what is wrong with it says nothing about the agreement
+                log.warning("a withdrawal that came from %s is none: %s", sender, error)
+        await self._start(agreed)
 
     async def _check_id(self, data: bytes) -> None:
         """Refuse an agreement that would take the place of a workflow that is here already: others choose its id."""
@@ -172,17 +251,27 @@ class Workflows:
             raise AgreementError(f"another workflow has the id {terms.terms.id!r}")
 
     async def _start(self, agreed: Agreed) -> None:
+        """Begin what an agreement asks of this organization, and end the one that it takes the place of."""
         now_ms = self._gate.now_ms()
         row = journal.WorkflowRow(agreed.terms.id, b"{}", "running", "", agreed.digest, now_ms)
 
         def write(connection: sqlite3.Connection) -> None:
-            if not journal.put_workflow(connection, row):
-                known = journal.get_workflow(connection, agreed.terms.id)
-                ours = agreed.terms.initiator == self._me
-                if ours and known is not None and known.state == "negotiating":
+            if journal.workflow_of(connection, agreed.digest) is not None:
+                return
+            own = negotiations.list_negotiations(connection) if agreed.terms.initiator == self._me else []
+            for one in own:
+                if one.terms and sha256(one.terms) == agreed.digest:
                     journal.update_workflow(
-                        connection, agreed.terms.id, state="running", agreement_digest=agreed.digest
+                        connection, one.workflow_id, state="running", agreement_digest=agreed.digest
                     )
+                    negotiations.end_negotiation(connection, one.workflow_id)
+                    return
+            journal.put_workflow(connection, row)
 
+        old = agreed.terms.replaces
+        if old and not self._agreements.is_over(old):  # first: until it is over, the own negotiation stands
+            await self._agreements.end(old, "replaced", f"agreement {agreed.digest.hex()[:12]} has taken its place")
         await self._database.transact(write)
+        if await self._withdrawals.settle(agreed):
+            return
         self._author.begin(agreed)
