@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
@@ -164,6 +164,16 @@ class Network:
             }
         return counts
 
+    def look_again(self) -> None:
+        """The policy is another one: ask it about what is carried for others."""
+        if self.relay is not None:
+            self.relay.look_again()
+
+    def bundle_changed(self) -> None:
+        """The trust bundle is another one: cut who is no member, and look for who is now."""
+        self.links.look_again()
+        self.discovery.look_again()
+
     async def revoke(self, raw: bytes) -> Revocation:
         """Take a revocation of a node's certificate, write it down, and spread it.
 
@@ -177,7 +187,7 @@ class Network:
         known = next((one for one in self.news.revocations() if one.raw == raw), None)
         if known is None:
             raise RevocationInvalid("the certificate is revoked already, from an earlier time on: that one holds")
-        await self._database.transact(lambda c: revocations.keep(c, known))
+        await self._database.transact(lambda c: revocations.keep(c, known, self._gate.now_ms()))
         return known
 
     # The parts.
@@ -345,7 +355,8 @@ class Network:
             return
         for raw in kept:
             try:
-                self._on_revoked(verify_revocation(raw, self._trust.bundle, now_ms=self._gate.now_ms()))
+                bundle, now_ms = self._trust.bundle, self._gate.now_ms()
+                self._on_revoked(verify_revocation(raw, bundle, now_ms=now_ms, past=True))
             except RevocationInvalid as error:
                 log.warning("a revocation that was written down is left out: %s", error)
 
@@ -362,7 +373,8 @@ class Network:
     async def _write_down(self) -> None:
         async for revocation in self._to_write:
             try:
-                await self._database.transact(lambda c, one=revocation: revocations.keep(c, one))  # type: ignore[misc]
+                keep = partial(revocations.keep, revocation=revocation, now_ms=self._gate.now_ms())
+                await self._database.transact(keep)
             except ComityError as error:  # the disk may be full: it is in force all the same
                 log.error("a revocation could not be written down: %s", error.diagnostics())  # noqa: TRY400
 

@@ -10,23 +10,26 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 import comity
-from comity.bundle import Bundle, load_bundle
-from comity.errors import ComityError, ConfigError, TrustError
+from comity.bundle import Anchor, Bundle
+from comity.digest import sha256
+from comity.errors import ComityError, ConfigError
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity.v1.link_pb2 import PeerHint
 from comity_node import discovery
 from comity_node.admission import Gate
+from comity_node.admission.archive import remember_policy
 from comity_node.admission.gate import stored_high_water_ms
 from comity_node.admission.records import Dataset, RecordGate
 from comity_node.bulk.common import Surroundings as BulkSurroundings
@@ -44,6 +47,17 @@ from comity_node.network import Doings, LinkedPeers, Network, now_ms
 from comity_node.policy.loader import load as load_policy
 from comity_node.protocol import bulk as bulk_protocol
 from comity_node.protocol.freshness import Freshness
+from comity_node.reload import Reloader
+from comity_node.reload.sources import (
+    BundleSource,
+    CertificateSource,
+    PolicySource,
+    Source,
+    check_policy,
+    read_verified_bundle,
+    remember_bundle,
+    remembered_anchor,
+)
 from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
 from comity_node.runtime.directory import ROLES
 from comity_node.runtime.messenger import Peers
@@ -66,8 +80,8 @@ TaskStatus: TypeAlias = "_TaskStatus[None]"
 
 log = logging.getLogger(__name__)
 
-_EPOCH = "bundle.epoch"
 _DRAIN_S = 5.0
+_WARNINGS_SHOWN = 32
 
 
 PeersFactory = Callable[[Peers], Peers]
@@ -94,12 +108,12 @@ class Node:
         self._parts = parts or Parts()
         self.identity = _load_identity(config)
         self.policy = load_policy(config.policy)
-        if self.policy.organization != config.organization:
-            raise ConfigError(f"is the policy of {self.policy.organization}", file=str(config.policy), line=1)
+        check_policy(self.policy, config)
         self._datasets = {name: _load_dataset(each.schema, each.private) for name, each in config.datasets.items()}
         config.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stop = trio.Event()
         self._stopped = trio.Event()
+        self._reload = trio.Event()
         self.started_ms = now_ms()
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
@@ -116,14 +130,18 @@ class Node:
         """Begin the shutdown."""
         self._stop.set()
 
+    def reload(self) -> None:
+        """Look at the policy, the trust bundle and the certificate now, and take in what has changed."""
+        self._reload.set()
+
     async def stopped(self) -> None:
         """Wait until the node has stopped."""
         await self._stopped.wait()
 
     async def _run(self, database: Database, task_status: TaskStatus) -> None:
         config, identity = self._config, self.identity
-        seen_epoch = await database.read(lambda c: journal.get_number(c, _EPOCH))
-        trust = TrustStore(_load_bundle(config, identity, seen_epoch))
+        anchor = await database.read(remembered_anchor)
+        trust = TrustStore(_load_bundle(config, identity, anchor), certificates_within_ms=config.certificates_within_ms)
         high_water_ms = await database.read(stored_high_water_ms)
         await self._note_start(database, trust.bundle)
         gate = Gate(
@@ -171,8 +189,17 @@ class Node:
             tunnels.always(bulk_protocol.TUNNEL, bulk.serve)
             await nursery.start(bulk.run)
 
+            async def beside() -> None:
+                network.look_again()
+                await tunnels.look_again()
+                await bulk.look_again()
+
+            runtime.beside = beside
+            reloader = self._reloader(gate, trust, database, runtime, network)
+
             def counters() -> dict[str, int]:
-                return {**workers.counters(), **runtime.messenger.counters(), **network.counters()}
+                witnessed = {**runtime.cosigner.counters(), **runtime.witnesses.counters()}
+                return {**workers.counters(), **runtime.messenger.counters(), **network.counters(), **witnessed}
 
             facts = Facts(
                 version=comity.__version__,
@@ -181,10 +208,12 @@ class Node:
                 peers=lambda: _peers(links, config.organization),
                 skills=workers.skills,
                 counters=counters,
+                warnings=lambda: [*reloader.warnings(), *_warnings(runtime, links, trust)],
             )
             service = Service(
                 identity=identity, trust=trust, gate=gate, runtime=runtime, database=database,
-                tunnels=tunnels, bulk=BulkControl(bulk), facts=facts, revoke=network.revoke, stop=self._asked_to_stop,
+                tunnels=tunnels, bulk=BulkControl(bulk), facts=facts, revoke=network.revoke,
+                reload=reloader.reload, stop=self._asked_to_stop,
             )  # fmt: skip
             tls = config.control.tls
             control = ControlServer(
@@ -198,12 +227,42 @@ class Node:
                 read = partial(_reading, links, counters)
                 await nursery.start(MetricsServer(config.network.metrics.host, config.network.metrics.port, read).run)
             nursery.start_soon(self._kick_on_change, links, runtime)
-            await nursery.start(Upkeep(database, self._signer(), now_ms).run)
+            await nursery.start(Upkeep(database, self._signer(), now_ms, gate.approvals).run)
+            await nursery.start(reloader.run)
+            nursery.start_soon(self._reload_when_asked, reloader)
             task_status.started()
             await self._stop.wait()
             log.info("stopping: no new work; waiting up to %g s for what is under way", _DRAIN_S)
+            await runtime.witnesses.farewell()
             await links.drain(_DRAIN_S)
             nursery.cancel_scope.cancel()
+
+    def _reloader(
+        self, gate: Gate, trust: TrustStore, database: Database, runtime: Runtime, network: Network
+    ) -> Reloader:
+        config, identity = self._config, self.identity
+
+        async def bundle_changed() -> None:
+            network.bundle_changed()
+            await runtime.bundle_changed()
+
+        async def certificate_changed() -> None:
+            network.links.renew()
+
+        sources: list[Source[Any]] = [
+            BundleSource(config, identity, trust, gate, database, bundle_changed),
+            CertificateSource(config, identity, trust, gate, database, certificate_changed),
+            PolicySource(config, gate, database, runtime.recheck),
+        ]
+        return Reloader(
+            sources, identity=identity, trust=trust, database=database, now_ms=now_ms, halt=runtime.agreements.halt
+        )
+
+    async def _reload_when_asked(self, reloader: Reloader) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload = trio.Event()
+            reloader.ask()
 
     def _bulk(
         self, gate: Gate, trust: TrustStore, database: Database, runtime: Runtime, links: Links, peers: Peers
@@ -267,12 +326,21 @@ class Node:
             kind="start",
             policy=self.policy.digest,
             subject=bundle.digest,
-            detail={"version": comity.__version__, "epoch": bundle.epoch, "waiting": waiting},
+            detail={
+                "version": comity.__version__,
+                "epoch": bundle.epoch,
+                "waiting": waiting,
+                "certificate": sha256(self.identity.chain[0]).hex(),
+            },
         )
         at_ms = now_ms()
-        await database.transact(
-            lambda c: (audit.append(c, entry, at_ms), journal.raise_number(c, _EPOCH, bundle.epoch))
-        )
+
+        def write(connection: sqlite3.Connection) -> None:
+            audit.append(connection, entry, at_ms)
+            remember_bundle(connection, bundle)
+            remember_policy(connection, self.policy)
+
+        await database.transact(write)
 
     async def _close(self, database: Database) -> None:
         at_ms = now_ms()
@@ -289,7 +357,7 @@ class Node:
 
 
 def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node], None] | None = None) -> None:
-    """Run a node until SIGINT or SIGTERM.
+    """Run a node until SIGINT or SIGTERM; SIGHUP has it look at its files.
 
     Raises:
         ComityError: it could not start.
@@ -298,7 +366,7 @@ def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, node)
+            nursery.start_soon(_heed_signals, node)
             await nursery.start(node.run)
             if on_ready is not None:
                 on_ready(node)
@@ -312,10 +380,13 @@ def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node
         raise _first(group) from None
 
 
-async def _stop_on_signal(node: Node) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            node.stop()
+async def _heed_signals(node: Node) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for one in signals:
+            if one == signal.SIGHUP:
+                node.reload()
+            else:
+                node.stop()
 
 
 def _first(group: BaseExceptionGroup[ComityError]) -> ComityError:
@@ -333,14 +404,19 @@ def _load_identity(config: NodeConfig) -> NodeIdentity:
     return identity
 
 
-def _load_bundle(config: NodeConfig, identity: NodeIdentity, seen_epoch: int) -> Bundle:
-    own_ca = identity.chain[-1] if len(identity.chain) > 1 else None
-    bundle = load_bundle(config.bundle, now_ms=now_ms(), own_ca=own_ca, minimum_epoch=seen_epoch)
-    try:
-        TrustStore(bundle).verify_chain(identity.chain, now_ms())
-    except TrustError as error:
-        raise ConfigError(f"this node's own certificate does not verify against {config.bundle}: {error}") from error
-    return bundle
+def _load_bundle(config: NodeConfig, identity: NodeIdentity, anchor: Anchor) -> Bundle:
+    return read_verified_bundle(config.bundle, identity, anchor, now_ms())
+
+
+def _warnings(runtime: Runtime, links: Links, trust: TrustStore) -> list[str]:
+    """What somebody should see to, beside the files: agreements that are suspended, an epoch that others have."""
+    suspended = runtime.agreements.suspended()
+    lines = [*runtime.witnesses.warnings(), *runtime.cosigner.warnings()]
+    lines += [f"agreement {digest.hex()[:12]} is suspended: {reason}" for digest, reason in suspended.items()]
+    epoch = trust.bundle.epoch
+    if links.latest_epoch > epoch:
+        lines.append(f"others have the trust bundle of epoch {links.latest_epoch}, this node {epoch}: get it from them")
+    return lines[:_WARNINGS_SHOWN]
 
 
 def _load_dataset(schema: Path, private: Path | None) -> Dataset:

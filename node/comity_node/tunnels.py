@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import trio
 
@@ -15,7 +16,7 @@ from comity_node.policy.model import Request
 from comity_node.runtime.messenger import Peers
 from comity_node.storage import audit
 from comity_node.storage.database import Database
-from comity_node.transport.base import ByteStream
+from comity_node.transport.base import ByteStream, Priority
 from comity_node.tunnel import FILTER, FleetEntry, FleetExit, StartedStatus, TunnelEvent
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,55 @@ log = logging.getLogger(__name__)
 Serve = Callable[[Attested, ByteStream], Awaitable[None]]
 
 _MAX_TUNNELS = 16
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A stream through a tunnel, while it is open; `scope` ends what serves it."""
+
+    request: Request
+    stream: ByteStream
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class _Watched:
+    """A stream that is known to be open until it is closed or reset (`ByteStream`)."""
+
+    def __init__(self, stream: ByteStream, over: Callable[[], None]) -> None:
+        self._stream, self._over = stream, over
+
+    @property
+    def remote_peer(self) -> str:
+        """See `ByteStream.remote_peer`."""
+        return self._stream.remote_peer
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """See `ByteStream.receive`."""
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, data: bytes) -> None:
+        """See `ByteStream.send`."""
+        await self._stream.send(data)
+
+    async def send_eof(self) -> None:
+        """See `ByteStream.send_eof`."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """See `ByteStream.aclose`."""
+        try:
+            await self._stream.aclose()
+        finally:
+            self._over()
+
+    def reset(self) -> None:
+        """See `ByteStream.reset`."""
+        self._over()
+        self._stream.reset()
+
+    def set_priority(self, priority: Priority) -> None:
+        """See `ByteStream.set_priority`."""
+        self._stream.set_priority(priority)
 
 
 class TunnelManager:
@@ -39,6 +89,7 @@ class TunnelManager:
         self._exits: dict[str, FleetExit] = {}
         self._entries = 0
         self._fixed: dict[str, Serve] = {}
+        self._open: set[_Open] = set()
         links.on_tunnel(self.serve_peer)
 
     def always(self, name: str, serve: Serve) -> None:
@@ -75,7 +126,12 @@ class TunnelManager:
             peer = self._peers.peer(organization)
             if peer is None:
                 raise PeerUnreachable(f"no node of {organization} is linked")
-            return await self._links.open_tunnel(peer.peer_id, name)
+            opened = _Open(
+                _request("tunnel.open", organization, name), await self._links.open_tunnel(peer.peer_id, name)
+            )
+            self._open.add(opened)
+            await self.look_again()  # the policy may have changed while the peer was asked
+            return _Watched(opened.stream, lambda: self._open.discard(opened))
 
         entry = FleetEntry(name, organization, open_stream, app_digests=app_digests, on_event=self._on_event, port=port)
         bound: int = await self._nursery.start(self._run_entry, entry)
@@ -108,11 +164,30 @@ class TunnelManager:
         server = self._exits.get(name)
         if server is None:
             raise AgreementError(f"no tunnel {name!r} is served here")
-        await self._gate.demand(Question(_request("tunnel.serve", sender.organization, name)))
+        request = _request("tunnel.serve", sender.organization, name)
+        await self._gate.demand(Question(request))
+        opened = _Open(request, stream)
+        self._open.add(opened)
         try:
-            await server.handle(sender, stream)
+            with opened.scope:
+                await server.handle(sender, stream)
         except ComityError as error:
             log.info("the tunnel %r of %s ended: %s", name, sender.organization, error)
+        finally:
+            self._open.discard(opened)
+
+    async def look_again(self) -> None:
+        """Cut the tunnels that the policy of now does not let be open; the decision is in the audit log before."""
+        for opened in list(self._open):
+            if self._gate.consider(opened.request).allowed:
+                continue
+            try:
+                await self._gate.demand(Question(opened.request))
+            except ComityError as error:  # of the policy, or of the audit log: without an entry it does not stay open
+                log.warning("a tunnel with %s is cut: %s", opened.request.organization, error)
+                self._open.discard(opened)
+                opened.scope.cancel()
+                opened.stream.reset()
 
     async def _on_event(self, event: TunnelEvent) -> None:
         now_ms = self._gate.now_ms()

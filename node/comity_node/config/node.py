@@ -86,7 +86,11 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """A checked `node.yaml`. All paths are absolute."""
+    """A checked `node.yaml`. All paths are absolute.
+
+    `certificates_within_ms`: how long ago a peer's certificate may have been issued (`comity.trust`, step 7); None: as
+    long as it is valid.
+    """
 
     home: Path
     organization: str
@@ -101,6 +105,7 @@ class NodeConfig:
     datasets: Mapping[str, DatasetConfig]
     limits: LimitsConfig
     log: LogConfig
+    certificates_within_ms: int | None = None
 
 
 def load(path: Path) -> NodeConfig:
@@ -111,7 +116,7 @@ def load(path: Path) -> NodeConfig:
     """
     home = path.absolute().parent
     top = strictyaml.load(path).mapping(
-        "version", "organization", "node", "paths", "control", "datasets", "limits", "log", *network.KEYS
+        "version", "organization", "node", "paths", "control", "datasets", "limits", "log", "trust", *network.KEYS
     )
     top.required("version").integer(1, 1)
     organization = top.required("organization").organization()
@@ -130,6 +135,7 @@ def load(path: Path) -> NodeConfig:
         datasets=_datasets(top.optional("datasets"), home),
         limits=_limits(top.section("limits", "peers", "requests_per_peer", "messages_per_second", "workers")),
         log=_log(top.section("log", "level", "format")),
+        certificates_within_ms=_certificates_within(top.section("trust", "certificates_within")),
     )
 
 
@@ -192,6 +198,11 @@ def _limits(section: Section) -> LimitsConfig:
         messages_per_second=section.integer("messages_per_second", default.messages_per_second, 1, 1_000_000),
         workers=section.integer("workers", default.workers, 1, 10_000),
     )
+
+
+def _certificates_within(section: Section) -> int | None:
+    node = section.optional("certificates_within")
+    return None if node is None else node.duration_ms(3_600_000)
 
 
 def _log(section: Section) -> LogConfig:

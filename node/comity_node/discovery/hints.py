@@ -142,6 +142,12 @@ class Discovery:
         self._asked: set[str] = set()
         self._rounds = 0
         self._last_missing: frozenset[str] = frozenset()
+        self._again = False
+
+    def look_again(self) -> None:
+        """Ask around now: the consortium has changed."""
+        self._again = True
+        self._links.changes.note()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look for nodes until cancelled."""
@@ -152,13 +158,14 @@ class Discovery:
         while True:
             await self._forget_dead_ends()
             connected = self._connected()
-            is_round = trio.current_time() >= due
+            is_round = self._again or trio.current_time() >= due
+            self._again = False
             await self._ask_all(connected if is_round else connected - self._asked)
             if is_round:
                 due = trio.current_time() + self._next_pause_s()
             version = self._links.changes.version
             with trio.move_on_at(due):
-                while not self._connected() - self._asked:
+                while not (self._again or self._connected() - self._asked):
                     version = await self._links.changes.wait(version)
 
     def hints(self) -> list[PeerHint]:

@@ -96,6 +96,7 @@ class News:
         self._heard = Heard(self._settings)
         #: Verifies as those do who have not heard of a revocation yet: what is refused for it alone is nobody's fault.
         self._unrevoked = TrustStore(trust.bundle)
+        trust.observe(lambda _, bundle: self._unrevoked.replace(bundle))
         self._authors: OrderedDict[str, Bucket] = OrderedDict()
         #: What happened, by name.
         self.counts: Counter[str] = Counter()
@@ -127,10 +128,17 @@ class News:
         }
 
     def restore(self, revocations: Iterable[bytes]) -> None:
-        """Take revocations that were written down; those that no longer verify (another bundle) are left out."""
+        """Take revocations that were written down; those that no longer verify (another bundle) are left out.
+
+        What a root signed that has left the bundle since is in force here, and not passed on: others may not know it.
+        """
         for raw in revocations:
             try:
-                self._revoke(verify_revocation(raw, self._trust.bundle, now_ms=self._now_ms()))
+                revocation = verify_revocation(raw, self._trust.bundle, now_ms=self._now_ms(), past=True)
+                if revocation.is_of(self._trust.bundle):
+                    self._revoke(revocation)
+                else:
+                    self._on_revoked(revocation)
             except RevocationInvalid as error:
                 _log.warning("a revocation that was written down is left out: %s", error)
 
@@ -159,7 +167,7 @@ class News:
                 tuple(hints[: self._settings.hints]),
             )
             await self._publish(self._hint_topic, news.encode())
-        known = list(self._revocations)
+        known = [one for one in self._revocations if one.is_of(self._trust.bundle)]
         for revocation in self._random.sample(known, len(known)):
             if self._heard.note(sha256(revocation.raw), self._now_ms()):
                 await self._publish(self._revocation_topic, revocation.raw)

@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from comity.errors import Busy, ComityError, LinkClosed, PeerNotAttested, PeerUnreachable, ProtocolError
+from comity.errors import Busy, ComityError, LinkClosed, PeerNotAttested, PeerUnreachable, PolicyDenied, ProtocolError
 from comity_node.links.channel import Channel
 from comity_node.links.greeting import Greeter, Greeting, greet_as_acceptor
 from comity_node.links.handlers import Handlers
@@ -129,7 +129,7 @@ class Doors:
                 raise LinkClosed("the tunnel's server did not want it")
         except ComityError as error:
             if not tunnel.accepted:
-                await tunnel.refuse(error.code, str(error))
+                await tunnel.refuse(error.code, error.told if isinstance(error, PolicyDenied) else str(error))
             _log.debug("the tunnel %r of %s ended: %s", name, peer.peer_id, error)
         except Exception:  # noqa: BLE001
             # A bug that a peer's bytes can reach must not stop the node for everybody else: reported here.
@@ -151,6 +151,8 @@ class Doors:
         link = self._table.link(channel.remote_peer)
         link.peer.attest(greeting)
         link.kick()
+        if any(lane.greeting.chain != greeting.chain for lane in link.lanes):
+            link.move()  # its certificate was renewed: have it present that on our streams, too
         return greeting, link.peer
 
     def _admit(self, greeting: Greeting) -> None:

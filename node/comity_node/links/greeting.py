@@ -3,11 +3,14 @@
 A Hello is judged in these steps, the cheap ones first; the first that fails refuses it:
 
 1. the version of the protocol;
-2. the consortium, the epoch of the trust bundle and its digest are ours;
+2. the consortium is ours, the epoch of the trust bundle ours or next to ours, and an epoch that both know is the same;
 3. the chain verifies against the bundle, now;
 4. the chain's leaf holds the key that the transport has proved, and that key is not our own;
 5. the addresses are few and well formed; those that are not for a peer to name (`may_dial`) are left out;
 6. the stream is of a class that its protocol has, and its acceptor takes at least one call.
+
+A new epoch does not reach all nodes in one moment: nodes whose bundles are one epoch apart link, if each is a member by
+the other's bundle (step 3, on either side). Who was expelled is refused by whoever has the new one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from comity_node.transport.address import may_dial, parse_address
 from comity_node.transport.base import Priority
 
 VERSION = 2
+#: Epochs that two nodes' trust bundles may be apart.
+_OVERLAP = 1
 MAX_ADDRESSES = 16
 _CLASSES = {
     Priority.CONTROL: link_pb2.STREAM_CLASS_CONTROL,
@@ -83,6 +88,8 @@ class Greeter:
         self._identity, self._trust = identity, trust
         self._addresses, self._now_ms = addresses, now_ms
         self._allow_private = allow_private
+        #: The latest epoch that an attested peer's trust bundle has had.
+        self.latest_epoch = 0
 
     def hello(self, priority: Priority = Priority.WORK, window: Window = NO_WINDOW) -> bytes:
         """Return our Hello for a stream of this class; as its acceptor, with what we take at once."""
@@ -131,6 +138,7 @@ class Greeter:
         window = Window(hello.max_calls, hello.max_call_bytes)
         if needs_window and not (window.calls and window.size):
             raise HelloRefused("protocol_error", "a stream on which no call is taken")
+        self.latest_epoch = max(self.latest_epoch, hello.bundle_epoch)
         return Greeting(attested, addresses, tuple(hello.chain), priority, window)
 
     def usable(self, addresses: Sequence[str]) -> tuple[str, ...]:
@@ -145,7 +153,8 @@ class Greeter:
         """Check that a chain that was good still is.
 
         Raises:
-            PeerNotAttested: it has expired, or the trust bundle has.
+            PeerNotAttested: it has expired or was revoked, the trust bundle has expired, or there is another one by
+                which the peer is no member.
         """
         try:
             self._trust.verify_chain(greeting.chain, self._now_ms())
@@ -158,12 +167,15 @@ class Greeter:
             raise HelloRefused("wrong_version", f"protocol version {hello.version}; this node speaks {VERSION}")
         if hello.consortium != bundle.consortium:
             raise HelloRefused("wrong_consortium", f"this node belongs to the consortium {bundle.consortium!r}")
-        if hello.bundle_epoch != bundle.epoch:
+        if abs(hello.bundle_epoch - bundle.epoch) > _OVERLAP:
             raise HelloRefused(
                 "wrong_epoch", f"trust bundle of epoch {hello.bundle_epoch}; this node's is of epoch {bundle.epoch}"
             )
-        if hello.bundle_digest != bundle.digest:
-            raise HelloRefused("wrong_bundle", f"another trust bundle of the same epoch {bundle.epoch}")
+        for known in (bundle, bundle.parent):
+            if known is not None and (hello.bundle_epoch, hello.bundle_digest) == (known.epoch, known.digest):
+                return
+            if known is not None and hello.bundle_epoch == known.epoch:
+                raise HelloRefused("wrong_bundle", f"another trust bundle of the same epoch {known.epoch}")
 
 
 async def greet_as_opener(

@@ -169,6 +169,23 @@ class Links:
         if link is not None and link.peer.attested is not None:
             link.peer.add_addresses(self._greeter.usable(addresses), first=True)
 
+    def look_again(self) -> None:
+        """The trust bundle is another one: cut who is no member now, and try the others."""
+        self._table.judge_again()
+        for link in self._table:
+            link.kick()
+
+    def renew(self) -> None:
+        """Our own certificate is another one: present it to everybody, on new streams, before the old one expires."""
+        for link in self._table:
+            link.move()
+            link.kick()
+
+    @property
+    def latest_epoch(self) -> int:
+        """The latest epoch of the trust bundle that an attested peer has presented; 0 if none has."""
+        return self._greeter.latest_epoch
+
     async def remove_peer(self, peer_id: str) -> None:
         """Forget a peer and cut its connections. It may come back by itself."""
         self._table.forget(peer_id)
@@ -274,7 +291,7 @@ class Links:
         peer.tunnels_out += 1
         try:
             stream, rest = await self._open_tunnel(peer, name, priority)
-        except BaseException:
+        except BaseException:  # whatever it was, no tunnel is open; raised again
             peer.tunnels_out -= 1
             raise
 
@@ -334,7 +351,7 @@ class Links:
         except PeerNotAttested:
             await self._transport.disconnect(peer.peer_id)
             raise
-        except BaseException:
+        except BaseException:  # also a cancellation leaves no stream behind; raised again
             stream.reset()
             raise
         return stream, rest

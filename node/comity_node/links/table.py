@@ -115,15 +115,19 @@ class PeerTable:
         """
         while True:
             await trio.sleep(self._limits.ping_every_s)
-            for link in self:
-                if (greeting := link.peer.greeting) is None:
-                    continue
-                try:
-                    self._greeter.judge_again(greeting)
-                except PeerNotAttested as error:
-                    _log.debug("%s is cut: %s", link.peer.peer_id, error)
-                    link.peer.greeting = None
-                    self._cut(link.peer.peer_id)
+            self.judge_again()
+
+    def judge_again(self) -> None:
+        """Cut every peer whose certificate is not good any more."""
+        for link in self:
+            if (greeting := link.peer.greeting) is None:
+                continue
+            try:
+                self._greeter.judge_again(greeting)
+            except PeerNotAttested as error:
+                _log.debug("%s is cut: %s", link.peer.peer_id, error)
+                link.peer.greeting = None
+                self._cut(link.peer.peer_id)
 
     def _cut(self, peer_id: str) -> None:
         if self._nursery is not None:
