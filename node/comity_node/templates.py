@@ -22,7 +22,7 @@ node: {node}
 # paths:                              # these are the defaults
 #   key: keys/node.key                # the node's Ed25519 key, mode 0600; it is the libp2p identity
 #   chain: keys/node.chain.pem        # its certificate, from `comity cert approve`
-#   bundle: consortium.json           # who belongs to the consortium, signed by all its members
+#   bundle: consortium.json           # who belongs to the consortium, signed by its members
 #   policy: policy.yaml               # what may leave and what may come in; the default is deny
 #   database: node.db                 # journal, records and audit log
 
@@ -54,6 +54,10 @@ control:
 {datasets}
 
 # limits: {{peers: 256, requests_per_peer: 128, messages_per_second: 5000, workers: 256}}
+
+# Take no peer whose certificate was issued longer ago, in case word of its revocation is kept from this node. All
+# members have to renew theirs in that time (comity cert renew); without it, a certificate is good until it expires.
+# trust: {{certificates_within: 7d}}
 log: {{level: info, format: text}}
 """
 

@@ -8,6 +8,7 @@
     │   ├── SignatureInvalid
     │   ├── ProofInvalid
     │   ├── ChainInvalid
+    │   ├── OwnCertificateExpired
     │   ├── BundleInvalid
     │   ├── CardInvalid
     │   ├── RevocationInvalid
@@ -30,7 +31,9 @@
     │   ├── PeerRefused
     │   └── Busy
     ├── PolicyDenied                 a decision: carries the rules and the reason
+    │   └── ApprovalPending          a person has to say yes first: carries which approval, and until when
     ├── AgreementError               unknown, expired or violated terms
+    │   └── AgreementStopped         suspended or ended: nothing happens under it now
     ├── InvalidRecord                a record does not fit its dataset's schema
     ├── TransferFailed               a bulk transfer came to nothing and cannot be resumed
     ├── CertificateInvalid           a certificate or provenance does not prove what it says
@@ -114,6 +117,13 @@ class ChainInvalid(TrustError):
     """A certificate chain does not lead to a root of the trust bundle."""
 
     code = "chain_invalid"
+
+
+class OwnCertificateExpired(TrustError):
+    """The node's own certificate has expired: nobody would accept what it signs, so it signs nothing."""
+
+    code = "own_certificate_expired"
+    advice = "renew it with `comity cert request`, `approve` and `install`; a running node takes the new one by itself"
 
 
 class BundleInvalid(TrustError):
@@ -259,15 +269,44 @@ class PolicyDenied(ComityError):
 
     code = "policy_denied"
 
+    #: What stands between what was decided and the rule that comes nearest, which is this organization's business.
+    NEAREST = "; nearest: "
+
     def __init__(self, reason: str, *, rules: tuple[str, ...] = ()) -> None:
         self.reason, self.rules = reason, rules
         super().__init__(reason)
+
+    @property
+    def told(self) -> str:
+        """The reason as the other side is told it: not what a rule wants that would have let it pass."""
+        return self.reason.partition(self.NEAREST)[0]
+
+
+class ApprovalPending(PolicyDenied):
+    """The policy lets it happen once a person has approved it; nobody has yet.
+
+    Attributes:
+        approval: the approval's id in hex, as `comity approvals list` shows it.
+        deadline_ms: until when it waits, in milliseconds since the Unix epoch; then it is a no.
+    """
+
+    code = "approval_pending"
+
+    def __init__(self, reason: str, *, rules: tuple[str, ...], approval: str, deadline_ms: int) -> None:
+        self.approval, self.deadline_ms = approval, deadline_ms
+        super().__init__(reason, rules=rules)
 
 
 class AgreementError(ComityError):
     """There is no such agreement, it is over, or its terms say otherwise."""
 
     code = "agreement_violated"
+
+
+class AgreementStopped(AgreementError):
+    """Nothing happens under the agreement now: it was ended, or this organization's policy does not carry it."""
+
+    code = "agreement_stopped"
 
 
 class InvalidRecord(ComityError):

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from comity.agreement import Agreed, open_agreement
-from comity.certificate import CheckedReview, verify_certificate
+from comity.certificate import CheckedReview, check_moment, signing_window, verify_certificate
 from comity.digest import hex_digest
 from comity.errors import CertificateInvalid
-from comity.hops import check_attested, verify_hops
+from comity.hops import check_attested, last_moment, verify_hops
+from comity.identity import read_leaf
 from comity.signing import from_libp2p_public_key, peer_id_to_bytes, verify
 from comity.statement import (
     PREDICATE_CERTIFIED_RECORD,
@@ -67,8 +69,20 @@ class Provenance:
         return lines
 
 
-def make_provenance(holder: NodeIdentity, certified: CertifiedRecord, agreement: bytes) -> bytes:
-    """Return the DSSE envelope in which `holder` states where a certified record came from."""
+def make_provenance(
+    holder: NodeIdentity, certified: CertifiedRecord, agreement: bytes, *, at_ms: int | None = None
+) -> bytes:
+    """Return the DSSE envelope in which `holder` states where a certified record came from.
+
+    Args:
+        holder: who signs.
+        certified: the record, with its history and certificate.
+        agreement: under which it was made, with everybody's signature.
+        at_ms: the time, in milliseconds since the Unix epoch; None: that of the last hop.
+
+    Raises:
+        CertificateInvalid: the record has no history.
+    """
     task = certified.task
     predicate = {
         "task": task.id.hex(),
@@ -76,6 +90,7 @@ def make_provenance(holder: NodeIdentity, certified: CertifiedRecord, agreement:
         "agreement": _encode(agreement),
         "certified": _encode(certified.SerializeToString()),
         "holder": holder.organization,
+        "signedMs": last_moment(task.hops) if at_ms is None else at_ms,
         "holderChain": [_encode(each) for each in holder.chain],
     }
     subject = Subject(f"record/{task.id.hex()}", hex_digest(task.record))
@@ -91,6 +106,10 @@ def verify_provenance(data: bytes, trust: TrustStore) -> Provenance:
     3. Every participant signed the agreement, and home and holder are participants.
     4. Every hop is signed by the home's node, about this record, in one unbroken chain.
     5. The certificate is a quorum of valid, distinct, eligible votes to accept this record under this agreement.
+
+    Whoever signed is verified at the time at which the signature says it was made, which has to be within the
+    agreement's (`comity.certificate.signing_window`), against the epoch of the bundle that was in force then: neither
+    a certificate's renewal or expiry nor a change of members or roots takes away from what was signed before.
 
     Raises:
         CertificateInvalid: one of these does not hold.
@@ -110,12 +129,14 @@ def verify_provenance(data: bytes, trust: TrustStore) -> Provenance:
     task = certified.task
     if [(one.name, one.sha256) for one in statement.subjects] != [(f"record/{task.id.hex()}", hex_digest(task.record))]:
         raise CertificateInvalid("the statement is about another record than it carries")
-    holder = trust.verify_chain(_decode_all(chain), agreed.terms.issued_ms)
+    signed_ms = _moment(predicate, task.hops)
+    check_moment(signed_ms, _window(agreed), "the statement")
+    holder = trust.verify_signed(_decode_all(chain), signed_ms)
     if signers != [holder.public_key] or predicate.get("holder") != holder.organization:
         raise CertificateInvalid("the statement is not signed by the holder that it names")
     if not {holder.organization, task.home} <= agreed.participants:
         raise CertificateInvalid("home and holder have to be participants of the agreement")
-    hops, reviews = verify_certified(certified, agreed, trust)
+    hops, reviews = verify_certified(certified, agreed, trust, until_ms=signed_ms)
     if predicate.get("home") != task.home or predicate.get("task") != task.id.hex():
         raise CertificateInvalid("the statement names another home or task than it carries")
     return Provenance(
@@ -124,18 +145,29 @@ def verify_provenance(data: bytes, trust: TrustStore) -> Provenance:
 
 
 def verify_certified(
-    certified: CertifiedRecord, agreed: Agreed, trust: TrustStore
+    certified: CertifiedRecord, agreed: Agreed, trust: TrustStore, *, until_ms: int | None = None
 ) -> tuple[tuple[Hop, ...], tuple[CheckedReview, ...]]:
     """Check steps 4 and 5 for a certified record under an agreement; returns its hops and its reviews.
+
+    Args:
+        certified: as received.
+        agreed: the agreement, verified.
+        trust: the consortium.
+        until_ms: when it was put together, if that is known: a home that renews its certificate between its last hop
+            and then shows the new one, for the same key. None: with the last hop.
 
     Raises:
         CertificateInvalid: history or certificate do not prove what they say.
     """
     task, certificate = certified.task, certified.certificate
-    home = trust.verify_chain(certified.home_chain, agreed.terms.issued_ms)
+    home = read_leaf(certified.home_chain).attested
+    hops = verify_hops(task.hops, task_id=task.id, record=task.record, home=home)
+    last_ms = hops[-1].at_ms
+    trust.verify_within(certified.home_chain, last_ms, max(last_ms, until_ms or 0))
     if home.organization != task.home or certificate.author != task.home:
         raise CertificateInvalid(f"the record of {task.home} was sent off by a node of {home.organization}")
-    hops = verify_hops(task.hops, task_id=task.id, record=task.record, home=home)
+    for number, hop in enumerate(hops):
+        check_moment(hop.at_ms, _window(agreed), f"hop {number}")
     if task.revision != hops[-1].revision:
         raise CertificateInvalid(f"the task says revision {task.revision}, its last hop {hops[-1].revision}")
     check_attested(hops, agreed.terms.obligations.min_distance_to_private)
@@ -152,8 +184,21 @@ def verify_certified(
         rule=agreed.rule,
         min_score=agreed.terms.review.min_score,
         trust=trust,
+        window=_window(agreed),
     )
     return hops, reviews
+
+
+def _window(agreed: Agreed) -> tuple[int, int]:
+    return signing_window(agreed.terms.issued_ms, agreed.terms.expires_ms)
+
+
+def _moment(predicate: Mapping[str, Any], history: Sequence[bytes]) -> int:
+    """When the holder says it signed; statements of before that was said go by the last hop."""
+    value = predicate["signedMs"] if "signedMs" in predicate else last_moment(history)
+    if type(value) is not int:
+        raise CertificateInvalid("the time of the statement is no whole number of milliseconds")
+    return value
 
 
 def _encode(data: bytes) -> str:

@@ -37,10 +37,11 @@ MAX_ENVELOPE: Final = 4 * 1024 * 1024
 MAX_BATCH: Final = 4096
 #: What travels between nodes, addressed to one of them.
 MESSAGE_KINDS: Final = frozenset(
-    {"peers", "cards", "proposal", "agreement", "task-offer", "reviews", "records", "receipt"}
+    {"peers", "cards", "proposal", "agreement", "task-offer", "reviews", "records", "receipt", "checkpoint"}
+    | {"agreement-status", "withdrawal-notice"}
 )
 #: What is signed for everyone.
-DOCUMENT_KINDS: Final = frozenset({"terms", "hop", "review", "update", "card", "bulk", "bulk-receipt"})
+DOCUMENT_KINDS: Final = frozenset({"terms", "hop", "review", "update", "card", "bulk", "bulk-receipt", "withdrawal"})
 
 _KEY_FIELD = b"\x0a\x24"  # field 1, 36 bytes
 _TYPE_TAG = b"\x12"  # field 2

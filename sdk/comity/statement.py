@@ -25,6 +25,8 @@ IN_TOTO_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 #: A certified record: where it came from, who reviewed it and which quorum certified it.
 PREDICATE_CERTIFIED_RECORD: Final = "urn:comity:predicate:certified-record:v1"
+#: A file of certified records: how many, and what commits to where each came from.
+PREDICATE_DATASET: Final = "urn:comity:predicate:dataset:v1"
 #: A model update: what it was trained on and by whom.
 PREDICATE_MODEL_UPDATE: Final = "urn:comity:predicate:model-update:v1"
 

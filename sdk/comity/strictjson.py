@@ -1,31 +1,48 @@
-"""JSON from outside, read without surprises.
+"""JSON from outside, read without surprises: I-JSON (RFC 7493).
 
-Python's reader takes duplicate keys, NaN and any depth. This one refuses them, and `Fields` takes an object apart field
-by field so that a wrong type or an unknown key is an error instead of a guess.
+Python's reader takes duplicate keys, NaN, halves of characters and numbers that other readers round. This one refuses
+them, and `Fields` takes an object apart field by field so that a wrong type or an unknown key is an error instead of a
+guess.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 #: Integers beyond it do not survive JSON readers that keep numbers as doubles (RFC 8785, section 3.2.2.3).
 MAX_INTEGER = 2**53 - 1
+#: The escape of a half of a character (RFC 8259, section 7): two of them, in the right order, make a whole one.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(data: bytes, *, limit: int) -> Any:  # noqa: ANN401  (any JSON value)
     """Parse UTF-8 JSON of at most `limit` bytes.
 
     Raises:
-        ValueError: too long, no JSON, a duplicate key, a number that is not finite, or nested too deep.
+        ValueError: too long, no JSON, a duplicate key, a number that is not finite or an integer over 2^53 - 1, half
+            a character, or nested too deep.
     """
     if len(data) > limit:
         raise ValueError(f"{len(data)} bytes are over the limit of {limit}")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_exact,
+        )
+        if _HALF.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("a text holds half a character") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -33,6 +50,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is larger than can be")
+    return number
+
+
+def _exact(text: str) -> int:
+    if len(text) > 17 or abs(number := int(text)) > MAX_INTEGER:
+        raise ValueError("an integer is over 2^53 - 1: write it as text")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

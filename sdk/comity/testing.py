@@ -31,7 +31,7 @@ from typing import Any
 
 import grpc
 
-from comity._control import CHANNEL_OPTIONS
+from comity._control.channel import CHANNEL_OPTIONS
 from comity.agent import Agent, ThreadPool, Work, encode_result
 from comity.errors import AgentFailed, NoWorker, WorkerLost
 from comity.ids import SpiffeId

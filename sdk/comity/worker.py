@@ -30,7 +30,8 @@ import grpc
 from grpc import aio
 
 from comity import __version__
-from comity._control import CHANNEL_OPTIONS, ENVIRONMENT, Tls, control_address, to_control_error
+from comity._control.channel import CHANNEL_OPTIONS, ENVIRONMENT, Tls, control_address
+from comity._control.failures import to_control_error
 from comity.agent import Agent, ThreadPool, Work
 from comity.errors import AgentFailed, ComityError, ConfigError, ControlError
 from comity.v1 import control_pb2 as pb

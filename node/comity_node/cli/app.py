@@ -17,6 +17,8 @@ from typing import NoReturn
 import comity
 from comity.errors import ComityError
 from comity_node.cli import (
+    agreement,
+    approvals,
     audit,
     bulk,
     certificates,
@@ -40,9 +42,11 @@ _COMMANDS: tuple[Command, ...] = (
     network.PEERS,
     network.AGENTS,
     workflow.COMMAND,
+    agreement.COMMAND,
     records.COMMAND,
     bulk.COMMAND,
     policy.COMMAND,
+    approvals.COMMAND,
     audit.COMMAND,
     doctor.COMMAND,
     demo.COMMAND,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from comity_node import telemetry
 from comity_node.cli.commands import Command, argument
-from comity_node.cli.context import Context, extra, fields, size, table, timestamp
+from comity_node.cli.context import Context, extra, fields, printable, size, table, timestamp
 from comity_node.cli.node_client import CONTROL, connected
 
 
@@ -35,7 +35,16 @@ def _status(context: Context, arguments: argparse.Namespace) -> None:
         "policy": status.policy_digest,
         "skills": ", ".join(status.skills) or "(none: no worker is connected)",
     }
-    context.emit(asdict(status), "\n".join(part for part in (fields(values), fields(status.counters)) if part))
+    see_to = "\n".join(f"warning: {printable(line)}" for line in status.warnings)
+    context.emit(asdict(status), "\n".join(part for part in (fields(values), fields(status.counters), see_to) if part))
+
+
+def _reload(context: Context, arguments: argparse.Namespace) -> int:
+    with connected(context, arguments) as node:
+        done = node.reload()
+    lines = [f"taken in: {line}" for line in done.changed] + list(done.refused)
+    context.emit(asdict(done), "\n".join(map(printable, lines)) or "nothing has changed")
+    return context.refuse("what was refused is not in force; what was in force before still is") if done.refused else 0
 
 
 def _stop(context: Context, arguments: argparse.Namespace) -> None:
@@ -99,7 +108,11 @@ NODE = Command(
             "run the node until it is interrupted",
             _run,
             (argument("--log-level", choices=("debug", "info", "warning", "error"), help="instead of node.yaml's"),),
-            description="Run the node in the foreground, until Ctrl-C or `comity node stop`. --json logs in JSON.",
+            description=(
+                "Run the node in the foreground, until Ctrl-C or `comity node stop`. It takes in a changed policy, "
+                "trust bundle or certificate by itself; SIGHUP or `comity node reload` has it do so at once. --json "
+                "logs in JSON."
+            ),
         ),
         Command(
             "status",
@@ -108,6 +121,19 @@ NODE = Command(
             (
                 argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for it to come up"),
                 *CONTROL,
+            ),
+        ),
+        Command(
+            "reload",
+            "have the running node take in a changed policy, trust bundle or certificate",
+            _reload,
+            CONTROL,
+            description=(
+                "Have the running node look at its policy (with the schemas that it names), its trust bundle and its "
+                "certificate now. What is good is taken in at once, all of it or nothing, and what is under way is "
+                "looked at again; what is wrong is refused with its reason, and the node goes on with what it had. The "
+                "node does the same on SIGHUP, and by itself within seconds after a file has changed. Exit code 1 if "
+                "something was refused."
             ),
         ),
         Command("stop", "have the running node drain and stop", _stop, CONTROL),

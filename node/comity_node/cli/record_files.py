@@ -16,7 +16,7 @@ from comity.errors import ConfigError
 
 _BATCH = 4096
 #: Columns beside the fields; no field of a schema begins with an underscore and a word of ours.
-_TASK, _AUTHOR, _DATASET, _SCORE = "comity_task_id", "comity_author", "comity_dataset", "comity_score"
+TASK, AUTHOR, DATASET, SCORE = "comity_task_id", "comity_author", "comity_dataset", "comity_score"
 
 
 @contextmanager
@@ -83,13 +83,13 @@ def _everything(record: Record) -> dict[str, object]:
 
 
 def _spool(records: Iterable[Record], spool: IO[str]) -> tuple[int, dict[str, set[type]]]:
-    kinds: dict[str, set[type]] = {_TASK: {str}, _AUTHOR: {str}, _DATASET: {str}, _SCORE: {int}}
+    kinds: dict[str, set[type]] = {TASK: {str}, AUTHOR: {str}, DATASET: {str}, SCORE: {int}}
     written = 0
     for record in records:
         written += 1
         row: dict[str, object] = dict(record.fields)
         for name, value in row.items():
-            if name in (_TASK, _AUTHOR, _DATASET, _SCORE):
+            if name in (TASK, AUTHOR, DATASET, SCORE):
                 raise ConfigError(
                     f"record {record.task_id} has a field {name!r}, which the export needs; use JSON Lines"
                 )
@@ -97,7 +97,7 @@ def _spool(records: Iterable[Record], spool: IO[str]) -> tuple[int, dict[str, se
                 kinds.setdefault(name, set()).add(type(value))
             else:
                 kinds.setdefault(name, set())
-        row |= {_TASK: record.task_id, _AUTHOR: record.author, _DATASET: record.dataset, _SCORE: record.score}
+        row |= {TASK: record.task_id, AUTHOR: record.author, DATASET: record.dataset, SCORE: record.score}
         spool.write(json.dumps(row) + "\n")
     return written, kinds
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from comity.bundle import load_bundle
 from comity.client import Record
+from comity.errors import EnvelopeMalformed
+from comity.export import FORMS, ProvenExport
 from comity.provenance import Provenance, verify_provenance
+from comity.revocation import MAX_REVOCATION, verify_revocation
 from comity.trust import TrustStore
 from comity_node.cli import record_files
 from comity_node.cli.audit import count
 from comity_node.cli.commands import Argument, Command, argument
-from comity_node.cli.context import Context, extra, fields, read_bytes, table, timestamp, write_new
+from comity_node.cli.context import Context, extra, fields, printable, read_bytes, table, timestamp, write_new
+from comity_node.cli.export_files import SUFFIX, proof_of, verify_file, write_proof
 from comity_node.cli.node_client import CONTROL, connected
 
 _MAX_PROVENANCE = 16 << 20
@@ -69,18 +74,26 @@ def _show(context: Context, arguments: argparse.Namespace) -> None:
 
 def _export(context: Context, arguments: argparse.Namespace) -> None:
     form = arguments.format or ("parquet" if arguments.out.suffix == ".parquet" else "jsonl")
+    if form == "parquet":
+        with extra("node"):
+            import pyarrow  # noqa: F401  (asked for before anything is written)
+    write = partial(record_files.write_parquet if form == "parquet" else record_files.write_jsonl, arguments.out)
     with connected(context, arguments) as node:
         found = node.records(
             dataset=arguments.dataset, author=arguments.author, agreement=arguments.agreement, limit=arguments.limit
         )
-        if form == "parquet":
-            with extra("node"):
-                import pyarrow  # noqa: F401  (asked for before anything is written)
-            written = record_files.write_parquet(arguments.out, found)
+
+        def sign(sha256: str, records: int, root: bytes) -> bytes:
+            return node.sign_export(arguments.out.name, sha256, form=form, records=records, root=root)
+
+        if arguments.no_provenance:
+            written, proof = write(found), ""
         else:
-            written = record_files.write_jsonl(arguments.out, found)
+            written = write_proof(arguments.out, found, lambda *which: node.record(*which).provenance, write, sign)
+            proof = str(proof_of(arguments.out))
+    lines = [f"{arguments.out}: {written} records", *([f"{proof}: where they came from"] if proof else [])]
     context.emit(
-        {"file": str(arguments.out), "format": form, "records": written}, f"{arguments.out}: {written} records"
+        {"file": str(arguments.out), "format": form, "records": written, "provenance": proof}, "\n".join(lines)
     )
 
 
@@ -89,12 +102,42 @@ def _verify(context: Context, arguments: argparse.Namespace) -> None:
     bundle_path = arguments.bundle or context.config().bundle
     # Whoever names the bundle vouches for it; a node has checked that its own CA is in the one in its home.
     trust = TrustStore(load_bundle(bundle_path, now_ms=now_ms, own_ca=None))
+    for path in arguments.revocation:
+        raw = read_bytes(path, "the revocation", limit=MAX_REVOCATION)
+        # Who names the file vouches for it, too: a root that has left since may have signed it.
+        known = verify_revocation(raw, trust.bundle, now_ms=now_ms, past=True)
+        trust.revoke(known.certificate, known.issued_ms)
     answers, lines = [], []
     for path in arguments.provenance:
-        proven = verify_provenance(read_bytes(path, "the provenance", limit=_MAX_PROVENANCE), trust)
+        if proof_of(path).exists():
+            whole = verify_file(path, trust)
+            answers.append({"file": str(path), **_exported(whole)})
+            lines.append(
+                f"{path}: proven\nrecords     {whole.export.records}, exported by {whole.holder}"
+                f" {timestamp(whole.export.signed_ms)}\nfile        {whole.export.sha256}"
+            )
+            continue
+        try:
+            proven = verify_provenance(read_bytes(path, "the provenance", limit=_MAX_PROVENANCE), trust)
+        except EnvelopeMalformed as error:
+            raise EnvelopeMalformed(
+                f"{path}: {error}; if this is a file of `records export`, {proof_of(path).name} has to lie beside it"
+            ) from error
         answers.append({"file": str(path), **_proven(proven)})
-        lines.append("\n".join([f"{path}: proven", *proven.lines()]))
+        # What a member wrote must not steer a terminal, nor look like a line of ours.
+        lines.append("\n".join([f"{path}: proven", *map(printable, proven.lines())]))
     context.emit(answers, "\n\n".join(lines))
+
+
+def _exported(proven: ProvenExport) -> dict[str, object]:
+    return {
+        "valid": True,
+        "holder": proven.holder,
+        "records": proven.export.records,
+        "sha256": proven.export.sha256,
+        "root": proven.export.root.hex(),
+        "signed_ms": proven.export.signed_ms,
+    }
 
 
 def _proven(proven: Provenance) -> dict[str, object]:
@@ -159,11 +202,16 @@ COMMAND = Command(
         ),
         Command(
             "export",
-            "write records to a Parquet or JSON Lines file",
+            "write records to a Parquet or JSON Lines file, and beside it what proves where they came from",
             _export,
             (
                 argument("out", type=Path, metavar="FILE", help="the file; replaced in one step when all is written"),
-                argument("--format", choices=("parquet", "jsonl"), help="else by the file's ending"),
+                argument("--format", choices=FORMS, help="else by the file's ending"),
+                argument(
+                    "--no-provenance",
+                    action="store_true",
+                    help=f"leave out FILE{SUFFIX}, by which `records verify FILE` proves the file and every record",
+                ),
                 *_CHOICE,
                 argument("--limit", type=count, default=0, help="at most so many; 0: all (%(default)s)"),
                 *CONTROL,
@@ -178,10 +226,18 @@ COMMAND = Command(
                     "provenance",
                     nargs="+",
                     type=Path,
-                    metavar="PROVENANCE",
-                    help="files of `records show --provenance`",
+                    metavar="FILE",
+                    help="files of `records export`, or of `records show --provenance`",
                 ),
                 argument("--bundle", type=Path, metavar="FILE", help="the consortium's trust bundle (this node's)"),
+                argument(
+                    "--revocation",
+                    type=Path,
+                    action="append",
+                    default=[],
+                    metavar="FILE",
+                    help="a file of `cert revoke`: what that certificate signed from then on is not taken",
+                ),
                 argument(
                     "--at",
                     type=moment,

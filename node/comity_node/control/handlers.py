@@ -37,6 +37,9 @@ class ControlHandlers(Protocol):
     async def get_record(self, request: pb.GetRecordRequest) -> pb.GetRecordResponse:
         """One record with its provenance."""
 
+    async def sign_export(self, request: pb.SignExportRequest) -> pb.SignExportResponse:
+        """A signed statement about a file of records."""
+
     async def explain_policy(self, request: pb.ExplainPolicyRequest) -> pb.ExplainPolicyResponse:
         """What the policy says to a request, and why."""
 
@@ -68,6 +71,33 @@ class ControlHandlers(Protocol):
 
     async def revoke_certificate(self, request: pb.RevokeCertificateRequest) -> pb.RevokeCertificateResponse:
         """Refuse a node's certificate from now on, and tell the others."""
+
+    async def list_agreements(self, request: pb.ListAgreementsRequest) -> pb.ListAgreementsResponse:
+        """The agreements of this node, whatever has become of them."""
+
+    async def get_agreement(self, request: pb.GetAgreementRequest) -> pb.GetAgreementResponse:
+        """One agreement, with all signatures."""
+
+    async def withdraw_agreement(self, request: pb.WithdrawAgreementRequest) -> pb.WithdrawAgreementResponse:
+        """Withdraw from an agreement; it is over when this returns, and the others are told."""
+
+    async def amend_agreement(self, request: pb.AmendAgreementRequest) -> pb.AmendAgreementResponse:
+        """Begin to negotiate terms that take the place of an agreement's."""
+
+    def watch_decisions(self, request: pb.WatchDecisionsRequest) -> AsyncIterator[pb.WatchDecisionsResponse]:
+        """The decisions that the node makes from now on; a slow reader misses some, and is told how many."""
+
+    async def reload(self, request: pb.ReloadRequest) -> pb.ReloadResponse:
+        """Look at the policy, the trust bundle and the certificate, and take in what has changed."""
+
+    async def list_approvals(self, request: pb.ListApprovalsRequest) -> pb.ListApprovalsResponse:
+        """What a person has to approve, or has decided."""
+
+    async def decide_approval(self, request: pb.DecideApprovalRequest) -> pb.DecideApprovalResponse:
+        """Grant or deny an approval."""
+
+    async def list_notices(self, request: pb.ListNoticesRequest) -> pb.ListNoticesResponse:
+        """What people are told of."""
 
     async def shutdown(self, request: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Begin to stop the node."""

@@ -106,7 +106,7 @@ class ControlServer:
         with claim:
             try:
                 await self._run(task_status)
-            except BaseExceptionGroup as group:
+            except BaseExceptionGroup as group:  # taken apart: the caller gets what is in it
                 if sole(group) is not group:
                     raise sole(group) from None
                 raise
@@ -243,8 +243,17 @@ class _ControlServicer(pb_grpc.ControlServiceServicer):
     async def GetRecord(self, request: pb.GetRecordRequest, context: _Context) -> pb.GetRecordResponse:
         return await self._server.unary(self._handlers.get_record, request, context)
 
+    async def SignExport(self, request: pb.SignExportRequest, context: _Context) -> pb.SignExportResponse:
+        return await self._server.unary(self._handlers.sign_export, request, context)
+
     async def ExplainPolicy(self, request: pb.ExplainPolicyRequest, context: _Context) -> pb.ExplainPolicyResponse:
         return await self._server.unary(self._handlers.explain_policy, request, context)
+
+    async def WatchDecisions(self, request: pb.WatchDecisionsRequest, context: _Context) -> None:  # type: ignore[override]
+        async def watch_decisions(stream: Stream[None, pb.WatchDecisionsResponse]) -> None:
+            await _send_all(self._handlers.watch_decisions(request), stream)
+
+        await self._server.stream(watch_decisions, _nothing(), context)
 
     async def ReleaseUpdate(self, request: pb.ReleaseUpdateRequest, context: _Context) -> pb.ReleaseUpdateResponse:
         return await self._server.unary(self._handlers.release_update, request, context)
@@ -276,10 +285,36 @@ class _ControlServicer(pb_grpc.ControlServiceServicer):
     async def RemoveBulk(self, request: pb.RemoveBulkRequest, context: _Context) -> pb.RemoveBulkResponse:
         return await self._server.unary(self._handlers.remove_bulk, request, context)
 
+    async def ListAgreements(self, request: pb.ListAgreementsRequest, context: _Context) -> pb.ListAgreementsResponse:
+        return await self._server.unary(self._handlers.list_agreements, request, context)
+
+    async def GetAgreement(self, request: pb.GetAgreementRequest, context: _Context) -> pb.GetAgreementResponse:
+        return await self._server.unary(self._handlers.get_agreement, request, context)
+
+    async def WithdrawAgreement(
+        self, request: pb.WithdrawAgreementRequest, context: _Context
+    ) -> pb.WithdrawAgreementResponse:
+        return await self._server.unary(self._handlers.withdraw_agreement, request, context)
+
+    async def AmendAgreement(self, request: pb.AmendAgreementRequest, context: _Context) -> pb.AmendAgreementResponse:
+        return await self._server.unary(self._handlers.amend_agreement, request, context)
+
     async def RevokeCertificate(
         self, request: pb.RevokeCertificateRequest, context: _Context
     ) -> pb.RevokeCertificateResponse:
         return await self._server.unary(self._handlers.revoke_certificate, request, context)
+
+    async def Reload(self, request: pb.ReloadRequest, context: _Context) -> pb.ReloadResponse:
+        return await self._server.unary(self._handlers.reload, request, context)
+
+    async def ListApprovals(self, request: pb.ListApprovalsRequest, context: _Context) -> pb.ListApprovalsResponse:
+        return await self._server.unary(self._handlers.list_approvals, request, context)
+
+    async def DecideApproval(self, request: pb.DecideApprovalRequest, context: _Context) -> pb.DecideApprovalResponse:
+        return await self._server.unary(self._handlers.decide_approval, request, context)
+
+    async def ListNotices(self, request: pb.ListNoticesRequest, context: _Context) -> pb.ListNoticesResponse:
+        return await self._server.unary(self._handlers.list_notices, request, context)
 
     async def Shutdown(self, request: pb.ShutdownRequest, context: _Context) -> pb.ShutdownResponse:
         return await self._server.unary(self._handlers.shutdown, request, context)

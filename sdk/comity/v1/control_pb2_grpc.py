@@ -70,6 +70,11 @@ class ControlServiceStub(object):
                 request_serializer=comity_dot_v1_dot_control__pb2.GetRecordRequest.SerializeToString,
                 response_deserializer=comity_dot_v1_dot_control__pb2.GetRecordResponse.FromString,
                 _registered_method=True)
+        self.SignExport = channel.unary_unary(
+                '/comity.v1.ControlService/SignExport',
+                request_serializer=comity_dot_v1_dot_control__pb2.SignExportRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.SignExportResponse.FromString,
+                _registered_method=True)
         self.ExplainPolicy = channel.unary_unary(
                 '/comity.v1.ControlService/ExplainPolicy',
                 request_serializer=comity_dot_v1_dot_control__pb2.ExplainPolicyRequest.SerializeToString,
@@ -120,6 +125,51 @@ class ControlServiceStub(object):
                 request_serializer=comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.SerializeToString,
                 response_deserializer=comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.FromString,
                 _registered_method=True)
+        self.ListAgreements = channel.unary_unary(
+                '/comity.v1.ControlService/ListAgreements',
+                request_serializer=comity_dot_v1_dot_control__pb2.ListAgreementsRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ListAgreementsResponse.FromString,
+                _registered_method=True)
+        self.GetAgreement = channel.unary_unary(
+                '/comity.v1.ControlService/GetAgreement',
+                request_serializer=comity_dot_v1_dot_control__pb2.GetAgreementRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.GetAgreementResponse.FromString,
+                _registered_method=True)
+        self.WithdrawAgreement = channel.unary_unary(
+                '/comity.v1.ControlService/WithdrawAgreement',
+                request_serializer=comity_dot_v1_dot_control__pb2.WithdrawAgreementRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.WithdrawAgreementResponse.FromString,
+                _registered_method=True)
+        self.AmendAgreement = channel.unary_unary(
+                '/comity.v1.ControlService/AmendAgreement',
+                request_serializer=comity_dot_v1_dot_control__pb2.AmendAgreementRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.AmendAgreementResponse.FromString,
+                _registered_method=True)
+        self.WatchDecisions = channel.unary_stream(
+                '/comity.v1.ControlService/WatchDecisions',
+                request_serializer=comity_dot_v1_dot_control__pb2.WatchDecisionsRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.WatchDecisionsResponse.FromString,
+                _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/comity.v1.ControlService/Reload',
+                request_serializer=comity_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/comity.v1.ControlService/ListApprovals',
+                request_serializer=comity_dot_v1_dot_control__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
+        self.DecideApproval = channel.unary_unary(
+                '/comity.v1.ControlService/DecideApproval',
+                request_serializer=comity_dot_v1_dot_control__pb2.DecideApprovalRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.DecideApprovalResponse.FromString,
+                _registered_method=True)
+        self.ListNotices = channel.unary_unary(
+                '/comity.v1.ControlService/ListNotices',
+                request_serializer=comity_dot_v1_dot_control__pb2.ListNoticesRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ListNoticesResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/comity.v1.ControlService/Shutdown',
                 request_serializer=comity_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -168,6 +218,12 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRecord(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignExport(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +289,60 @@ class ControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAgreements(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAgreement(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawAgreement(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AmendAgreement(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDecisions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reload(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApprovals(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideApproval(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNotices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -276,6 +386,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.GetRecord,
                     request_deserializer=comity_dot_v1_dot_control__pb2.GetRecordRequest.FromString,
                     response_serializer=comity_dot_v1_dot_control__pb2.GetRecordResponse.SerializeToString,
+            ),
+            'SignExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignExport,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.SignExportRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.SignExportResponse.SerializeToString,
             ),
             'ExplainPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPolicy,
@@ -326,6 +441,51 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.RevokeCertificate,
                     request_deserializer=comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.FromString,
                     response_serializer=comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.SerializeToString,
+            ),
+            'ListAgreements': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgreements,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ListAgreementsRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ListAgreementsResponse.SerializeToString,
+            ),
+            'GetAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgreement,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.GetAgreementRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.GetAgreementResponse.SerializeToString,
+            ),
+            'WithdrawAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawAgreement,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.WithdrawAgreementRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.WithdrawAgreementResponse.SerializeToString,
+            ),
+            'AmendAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.AmendAgreement,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.AmendAgreementRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.AmendAgreementResponse.SerializeToString,
+            ),
+            'WatchDecisions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDecisions,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.WatchDecisionsRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.WatchDecisionsResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ReloadRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ReloadResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ListApprovalsResponse.SerializeToString,
+            ),
+            'DecideApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideApproval,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.DecideApprovalRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.DecideApprovalResponse.SerializeToString,
+            ),
+            'ListNotices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNotices,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ListNoticesRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ListNoticesResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -523,6 +683,33 @@ class ControlService(object):
             '/comity.v1.ControlService/GetRecord',
             comity_dot_v1_dot_control__pb2.GetRecordRequest.SerializeToString,
             comity_dot_v1_dot_control__pb2.GetRecordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/SignExport',
+            comity_dot_v1_dot_control__pb2.SignExportRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.SignExportResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -793,6 +980,249 @@ class ControlService(object):
             '/comity.v1.ControlService/RevokeCertificate',
             comity_dot_v1_dot_control__pb2.RevokeCertificateRequest.SerializeToString,
             comity_dot_v1_dot_control__pb2.RevokeCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgreements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ListAgreements',
+            comity_dot_v1_dot_control__pb2.ListAgreementsRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ListAgreementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/GetAgreement',
+            comity_dot_v1_dot_control__pb2.GetAgreementRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.GetAgreementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/WithdrawAgreement',
+            comity_dot_v1_dot_control__pb2.WithdrawAgreementRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.WithdrawAgreementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AmendAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/AmendAgreement',
+            comity_dot_v1_dot_control__pb2.AmendAgreementRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.AmendAgreementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/comity.v1.ControlService/WatchDecisions',
+            comity_dot_v1_dot_control__pb2.WatchDecisionsRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.WatchDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/Reload',
+            comity_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ListApprovals',
+            comity_dot_v1_dot_control__pb2.ListApprovalsRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/DecideApproval',
+            comity_dot_v1_dot_control__pb2.DecideApprovalRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.DecideApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNotices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ListNotices',
+            comity_dot_v1_dot_control__pb2.ListNoticesRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ListNoticesResponse.FromString,
             options,
             channel_credentials,
             insecure,

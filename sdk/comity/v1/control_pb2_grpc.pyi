@@ -40,6 +40,7 @@ class ControlServiceStub:
     GetWorkflow: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetWorkflowRequest, _control_pb2.GetWorkflowResponse]
     ListRecords: _grpc.UnaryStreamMultiCallable[_control_pb2.ListRecordsRequest, _control_pb2.ListRecordsResponse]
     GetRecord: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetRecordRequest, _control_pb2.GetRecordResponse]
+    SignExport: _grpc.UnaryUnaryMultiCallable[_control_pb2.SignExportRequest, _control_pb2.SignExportResponse]
     ExplainPolicy: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExplainPolicyRequest, _control_pb2.ExplainPolicyResponse]
     ReleaseUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReleaseUpdateRequest, _control_pb2.ReleaseUpdateResponse]
     AdmitUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.AdmitUpdateRequest, _control_pb2.AdmitUpdateResponse]
@@ -50,6 +51,15 @@ class ControlServiceStub:
     ReadBulk: _grpc.UnaryStreamMultiCallable[_control_pb2.ReadBulkRequest, _control_pb2.ReadBulkResponse]
     RemoveBulk: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveBulkRequest, _control_pb2.RemoveBulkResponse]
     RevokeCertificate: _grpc.UnaryUnaryMultiCallable[_control_pb2.RevokeCertificateRequest, _control_pb2.RevokeCertificateResponse]
+    ListAgreements: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListAgreementsRequest, _control_pb2.ListAgreementsResponse]
+    GetAgreement: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetAgreementRequest, _control_pb2.GetAgreementResponse]
+    WithdrawAgreement: _grpc.UnaryUnaryMultiCallable[_control_pb2.WithdrawAgreementRequest, _control_pb2.WithdrawAgreementResponse]
+    AmendAgreement: _grpc.UnaryUnaryMultiCallable[_control_pb2.AmendAgreementRequest, _control_pb2.AmendAgreementResponse]
+    WatchDecisions: _grpc.UnaryStreamMultiCallable[_control_pb2.WatchDecisionsRequest, _control_pb2.WatchDecisionsResponse]
+    Reload: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListApprovalsRequest, _control_pb2.ListApprovalsResponse]
+    DecideApproval: _grpc.UnaryUnaryMultiCallable[_control_pb2.DecideApprovalRequest, _control_pb2.DecideApprovalResponse]
+    ListNotices: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListNoticesRequest, _control_pb2.ListNoticesResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]
 
 @_typing.type_check_only
@@ -64,6 +74,7 @@ class ControlServiceAsyncStub(ControlServiceStub):
     GetWorkflow: _aio.UnaryUnaryMultiCallable[_control_pb2.GetWorkflowRequest, _control_pb2.GetWorkflowResponse]  # type: ignore[assignment]
     ListRecords: _aio.UnaryStreamMultiCallable[_control_pb2.ListRecordsRequest, _control_pb2.ListRecordsResponse]  # type: ignore[assignment]
     GetRecord: _aio.UnaryUnaryMultiCallable[_control_pb2.GetRecordRequest, _control_pb2.GetRecordResponse]  # type: ignore[assignment]
+    SignExport: _aio.UnaryUnaryMultiCallable[_control_pb2.SignExportRequest, _control_pb2.SignExportResponse]  # type: ignore[assignment]
     ExplainPolicy: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainPolicyRequest, _control_pb2.ExplainPolicyResponse]  # type: ignore[assignment]
     ReleaseUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.ReleaseUpdateRequest, _control_pb2.ReleaseUpdateResponse]  # type: ignore[assignment]
     AdmitUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.AdmitUpdateRequest, _control_pb2.AdmitUpdateResponse]  # type: ignore[assignment]
@@ -74,6 +85,15 @@ class ControlServiceAsyncStub(ControlServiceStub):
     ReadBulk: _aio.UnaryStreamMultiCallable[_control_pb2.ReadBulkRequest, _control_pb2.ReadBulkResponse]  # type: ignore[assignment]
     RemoveBulk: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveBulkRequest, _control_pb2.RemoveBulkResponse]  # type: ignore[assignment]
     RevokeCertificate: _aio.UnaryUnaryMultiCallable[_control_pb2.RevokeCertificateRequest, _control_pb2.RevokeCertificateResponse]  # type: ignore[assignment]
+    ListAgreements: _aio.UnaryUnaryMultiCallable[_control_pb2.ListAgreementsRequest, _control_pb2.ListAgreementsResponse]  # type: ignore[assignment]
+    GetAgreement: _aio.UnaryUnaryMultiCallable[_control_pb2.GetAgreementRequest, _control_pb2.GetAgreementResponse]  # type: ignore[assignment]
+    WithdrawAgreement: _aio.UnaryUnaryMultiCallable[_control_pb2.WithdrawAgreementRequest, _control_pb2.WithdrawAgreementResponse]  # type: ignore[assignment]
+    AmendAgreement: _aio.UnaryUnaryMultiCallable[_control_pb2.AmendAgreementRequest, _control_pb2.AmendAgreementResponse]  # type: ignore[assignment]
+    WatchDecisions: _aio.UnaryStreamMultiCallable[_control_pb2.WatchDecisionsRequest, _control_pb2.WatchDecisionsResponse]  # type: ignore[assignment]
+    Reload: _aio.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]  # type: ignore[assignment]
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_control_pb2.ListApprovalsRequest, _control_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    DecideApproval: _aio.UnaryUnaryMultiCallable[_control_pb2.DecideApprovalRequest, _control_pb2.DecideApprovalResponse]  # type: ignore[assignment]
+    ListNotices: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNoticesRequest, _control_pb2.ListNoticesResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]  # type: ignore[assignment]
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -127,6 +147,13 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.GetRecordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetRecordResponse, _abc.Awaitable[_control_pb2.GetRecordResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SignExport(
+        self,
+        request: _control_pb2.SignExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.SignExportResponse, _abc.Awaitable[_control_pb2.SignExportResponse]]: ...
 
     @_abc_1.abstractmethod
     def ExplainPolicy(
@@ -197,6 +224,69 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RevokeCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RevokeCertificateResponse, _abc.Awaitable[_control_pb2.RevokeCertificateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAgreements(
+        self,
+        request: _control_pb2.ListAgreementsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListAgreementsResponse, _abc.Awaitable[_control_pb2.ListAgreementsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetAgreement(
+        self,
+        request: _control_pb2.GetAgreementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetAgreementResponse, _abc.Awaitable[_control_pb2.GetAgreementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WithdrawAgreement(
+        self,
+        request: _control_pb2.WithdrawAgreementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.WithdrawAgreementResponse, _abc.Awaitable[_control_pb2.WithdrawAgreementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AmendAgreement(
+        self,
+        request: _control_pb2.AmendAgreementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AmendAgreementResponse, _abc.Awaitable[_control_pb2.AmendAgreementResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchDecisions(
+        self,
+        request: _control_pb2.WatchDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.WatchDecisionsResponse], _abc.AsyncIterator[_control_pb2.WatchDecisionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _control_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReloadResponse, _abc.Awaitable[_control_pb2.ReloadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _control_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListApprovalsResponse, _abc.Awaitable[_control_pb2.ListApprovalsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DecideApproval(
+        self,
+        request: _control_pb2.DecideApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.DecideApprovalResponse, _abc.Awaitable[_control_pb2.DecideApprovalResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListNotices(
+        self,
+        request: _control_pb2.ListNoticesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListNoticesResponse, _abc.Awaitable[_control_pb2.ListNoticesResponse]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(
