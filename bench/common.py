@@ -29,8 +29,8 @@ OUT = Path("bench-out")
 #: Units of which less is better; of one that ends in "/s" more is.
 _COSTS = frozenset({"s", "ms", "us", "bytes", "ms/record", "us/request", "us/MB"})
 _PACKAGES = (
-    "comity", "cedarpy", "cryptography", "grpcio", "libp2p", "numpy", "onnxruntime", "onnxruntime-gpu", "protobuf",
-    "pynacl", "trio",
+    "comity", "casbin", "cedarpy", "cryptography", "grpcio", "libp2p", "numpy", "onnxruntime", "onnxruntime-gpu",
+    "protobuf", "pynacl", "trio",
 )  # fmt: skip
 
 

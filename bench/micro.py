@@ -65,7 +65,7 @@ def measure(homes: Sequence[Home], scratch: Path, repeats: int) -> tuple[list[Ce
         ("seal", "messages/s", _seal_arms()),
         ("open", "messages/s", _open_arms()),
         ("decide", "decisions/s", _decide_arms()),
-        ("audit-append", "entries/s", _audit_arms(scratch)),
+        ("audit-append", "entries/s", audit_arms(scratch)),
         *_proof_works(homes[0]),
         ("review-20-rows", "batches/s", _review_arms(homes[0], homes[1], scratch / "validator")),
     ]
@@ -154,7 +154,7 @@ def _entry(number: int) -> audit.AuditEntry:
     )
 
 
-def _audit_arms(scratch: Path) -> Arms:
+def audit_arms(scratch: Path) -> Arms:
     """Entries on the disk a second: many tasks that share commits, one task alone, and SQLite with a commit each."""
     files = (scratch / f"audit-{number}.db" for number in itertools.count())
     return {

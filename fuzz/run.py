@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,8 @@ _HANG_S: Final = 10
 _MEMORY_MIB: Final = 2048
 #: A target has so long to import what it tests, and to read its corpus, before it is given up.
 _START_S: Final = 90
+#: Folder with the keys' certificates that the corpus is of.
+_WORLD: Final = "world"
 _KEPT: Final = ("crash-", "timeout-", "oom-")
 _PACKAGES: Final = ("comity", "comity_node")
 _HOW_TO: Final = "atheris is not installed; `make fuzz` installs it (Linux and CPython 3.11 to 3.13 only) and fuzzes"
@@ -101,7 +104,9 @@ def fuzz(target: str, seconds: int, out: Path = OUT, command: Command | None = N
         str(corpus),
     ]
     with log.open("wb") as sink:
-        ended = _ended([*(command or _command)(target), *options], sink.fileno(), seconds + _START_S)
+        ended = _ended(
+            [*(command or _command)(target), *options], sink.fileno(), seconds + _START_S, out / target / "world"
+        )
     said = log.read_text(encoding="utf-8", errors="replace")
     edges, features, kept = map(int, [("0", "0", "0"), *_STATUS.findall(said)][-1])
     runs = max(map(int, ["0", *_RUNS.findall(said), *_STARTED.findall(said)]))
@@ -159,6 +164,8 @@ def _replay(names: Sequence[str], path: Path) -> int:
     if len(names) != 1:
         print("error: --input takes one target", file=sys.stderr)
         return 2
+    if (world := OUT / names[0] / _WORLD).exists():
+        os.environ["COMITY_FUZZ_WORLD"] = str(world)
     importlib.import_module(f"fuzz.fuzz_{names[0]}").one(path.read_bytes())
     print(f"{names[0]} holds over {path}")
     return 0
@@ -168,11 +175,13 @@ def _command(target: str) -> list[str]:
     return [sys.executable, "-m", "fuzz.run", "--drive", target]
 
 
-def _ended(command: Sequence[str], output: int, longest_s: float) -> int | None:
+def _ended(command: Sequence[str], output: int, longest_s: float, world: Path) -> int | None:
+    environment = {**os.environ, "COMITY_FUZZ_WORLD": str(world)}
     try:
         return subprocess.run(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=longest_s, check=False
-        ).returncode
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=longest_s, check=False,
+            env=environment,
+        ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
         return None
 

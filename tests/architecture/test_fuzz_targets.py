@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_there_are_targets() -> None:
-    assert len(targets()) >= 8
+    assert len(targets()) >= 20
 
 
 @pytest.mark.parametrize("target", targets())

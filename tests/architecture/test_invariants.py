@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ALL = {f"S{number}" for number in range(1, 10)} | {f"R{number}" for number in range(1, 6)}
 _ROW = re.compile(r"^\| (?P<name>[SR]\d) \|(?P<rest>.*)\|$")
+_THREAT = re.compile(r"^\| (?P<letter>[STRIDE]) \| (?P<where>[\w ]+) \|(?P<rest>.*)\|$")
 _TEST = re.compile(r"`([tT]est\w+)`")
 
 
@@ -72,3 +73,20 @@ def test_every_test_that_security_md_names_exists_and_is_marked() -> None:
     assert not unknown(promises, marked())
     assert not [name for name, tests in promises.items() if not tests], "a promise names at least one test"
     assert unknown({"S1": {"test_of_nothing"}}, marked()) == ["S1: test_of_nothing"]
+
+
+def threats(text: str) -> list[tuple[str, str, set[str]]]:
+    """The rows of SECURITY.md's STRIDE table: letter, where, tests."""
+    rows = (_THREAT.match(line) for line in text.splitlines())
+    return [(row["letter"], row["where"], set(_TEST.findall(row["rest"]))) for row in rows if row]
+
+
+def test_every_threat_of_stride_names_tests_that_there_are() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = threats(text)
+    files = (path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py")))
+    known = {name for text in files for name in re.findall(r"^ *def (test_\w+)", text, re.M)}
+    assert {letter for letter, _, _ in rows} == set("STRIDE")
+    assert not [(letter, where) for letter, where, tests in rows if not tests]
+    assert not [test for _, _, tests in rows for test in sorted(tests - known)]
+    assert threats("| T | link | bytes | held by `test_of_nothing` |") == [("T", "link", {"test_of_nothing"})]

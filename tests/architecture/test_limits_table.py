@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
 #: Packages, and what of them is no part of a node that others can reach.
 SOURCES = {ROOT / "node" / "comity_node": {"demo"}, ROOT / "sdk" / "comity": {"testing.py"}}
-#: Constants that had no row when the table began to ask for one of each. Nothing is ever added.
-OWED = frozenset((Path(__file__).parent / "limits_without_a_row.txt").read_text(encoding="utf-8").split())
 
 #: Limits whose values are those that another one has.
 MADE = {
@@ -147,9 +145,7 @@ def faults(table: str, classes: Iterable[str] | None = None) -> list[str]:
         if not row.tests and not row.beyond.startswith("no limit: "):
             found.append(f"{row.limit} names no test")
     expected = [f"{owner}.{name}" for owner in classes or limits_classes() for name in numbers_of(owner)]
-    expected += sorted(constants() - OWED)
-    found += [f"{limit} has a row: take it off the list of those that have none" for limit in sorted(OWED & seen)]
-    found += [f"{limit} is listed as a limit without a row, and is none" for limit in sorted(OWED - constants())]
+    expected += sorted(constants())
     return found + [f"{limit} has no row" for limit in expected if limit not in seen]
 
 
@@ -161,7 +157,6 @@ def test_there_are_limits_to_look_at() -> None:
     assert len(limits_classes()) >= 25
     assert len(list(rows(TABLE))) >= 400
     assert len(constants()) >= 150
-    assert len(OWED) <= 100
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,29 @@ a member's nonsense:
     test_agreements_that_are_none
     test_updates_whose_manifest_is_not_for_here_and_now
 
+a card of somebody else's:
+    test_a_card_of_somebody_else_or_of_another_time
+    test_a_copied_card_that_another_node_signs_is_refused
+
+a message from an expelled member:
+    test_a_hello_of_somebody_else_or_of_another_time
+    test_a_member_that_is_expelled_while_it_is_linked_is_refused_with_its_next_sign_of_life
+    test_an_old_root_and_an_expelled_member_count_for_their_time_only
+
+an old epoch, or another one of the same number:
+    test_a_node_two_epochs_behind_is_told_which_epoch_it_has
+    test_of_a_fork_the_error_names_who_signed_both
+    test_a_store_follows_its_bundle_at_once_keeps_revocations_and_tells_who_asked
+
+a clock that is off by a day:
+    test_a_hello_of_somebody_else_or_of_another_time
+    test_a_message_from_a_clock_that_is_off_by_a_day
+    test_a_card_of_somebody_else_or_of_another_time
+
+a certificate or a bundle with a flipped byte:
+    test_every_byte_of_a_certificate_counts
+    test_one_changed_byte_of_a_history_is_refused
+
 a worker that raises:
     test_a_worker_that_raises_returns_the_wrong_type_or_exits_goes_on
     test_a_generator_that_fails_costs_a_retry
@@ -86,7 +109,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 #: Entries above.
-WANTED = 17
+WANTED = 22
 
 
 def table() -> dict[str, list[str]]:

@@ -26,11 +26,10 @@ ADA, BEA, CYD = (f"org{number:02}.example" for number in range(3))
 def test_proposals_that_no_node_answers_with_its_signature(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
 
-    def proposal(*members: str, **changes: Any) -> bytes:
+    def proposal(*members: str, sign: bool = False, **changes: Any) -> bytes:
         fresh = {"issued_ms": now_ms(), "expires_ms": now_ms() + 600_000}
-        return Proposal(
-            terms=make_terms(lab.consortium, members, **{**fresh, **changes}).SerializeToString()
-        ).SerializeToString()
+        terms = make_terms(lab.consortium, members, **{**fresh, **changes}).SerializeToString()
+        return Proposal(terms=terms, sign=sign).SerializeToString()
 
     async def main(nursery: trio.Nursery) -> None:
         await lab.start(nursery, ADA, BEA)
@@ -62,7 +61,11 @@ def test_proposals_that_no_node_answers_with_its_signature(tmp_path: Path) -> No
             assert answer.WhichOneof("answer") == "reject", reason
             assert reason in answer.reject.reason
         good = await lab.deliver(ADA, BEA, "proposal", proposal())
-        assert ProposalAnswer.FromString(good.body).WhichOneof("answer") == "accept"
+        assert ProposalAnswer.FromString(good.body).WhichOneof("answer") == "ready"
+        assert not lab.members[BEA].rows("SELECT 1 FROM promises")
+        signed = await lab.deliver(ADA, BEA, "proposal", proposal(sign=True))
+        assert ProposalAnswer.FromString(signed.body).WhichOneof("answer") == "accept"
+        assert len(lab.members[BEA].rows("SELECT 1 FROM promises")) == 1
 
     run(main)
     assert not lab.members[BEA].rows("SELECT 1 FROM agreements")

@@ -81,6 +81,10 @@ class Handlers:
             raise NotFound(f"no record of task {request.task_id!r}")
         return pb.GetRecordResponse(record=pb.Record(task_id="t1", record=b"[1]"), provenance=b"{}")
 
+    async def sign_export(self, request: pb.SignExportRequest) -> pb.SignExportResponse:
+        self.asked.append(request)
+        return pb.SignExportResponse(statement=b"{}")
+
     async def explain_policy(self, request: pb.ExplainPolicyRequest) -> pb.ExplainPolicyResponse:
         raise RuntimeError("the patient's name is Ann")
 
@@ -122,6 +126,33 @@ class Handlers:
 
     async def revoke_certificate(self, request: pb.RevokeCertificateRequest) -> pb.RevokeCertificateResponse:
         raise NotImplementedError
+
+    async def list_agreements(self, request: pb.ListAgreementsRequest) -> pb.ListAgreementsResponse:
+        raise NotImplementedError
+
+    async def get_agreement(self, request: pb.GetAgreementRequest) -> pb.GetAgreementResponse:
+        raise NotImplementedError
+
+    async def withdraw_agreement(self, request: pb.WithdrawAgreementRequest) -> pb.WithdrawAgreementResponse:
+        raise NotImplementedError
+
+    async def amend_agreement(self, request: pb.AmendAgreementRequest) -> pb.AmendAgreementResponse:
+        raise NotImplementedError
+
+    async def list_approvals(self, request: pb.ListApprovalsRequest) -> pb.ListApprovalsResponse:
+        raise NotImplementedError
+
+    async def decide_approval(self, request: pb.DecideApprovalRequest) -> pb.DecideApprovalResponse:
+        raise NotImplementedError
+
+    async def list_notices(self, request: pb.ListNoticesRequest) -> pb.ListNoticesResponse:
+        raise NotImplementedError
+
+    async def watch_decisions(self, request: pb.WatchDecisionsRequest) -> AsyncIterator[pb.WatchDecisionsResponse]:
+        yield pb.WatchDecisionsResponse()
+
+    async def reload(self, request: pb.ReloadRequest) -> pb.ReloadResponse:
+        return pb.ReloadResponse(changed=["policy a -> b"], refused=["bundle refused: too old"])
 
     async def shutdown(self, request: pb.ShutdownRequest) -> pb.ShutdownResponse:
         self.begun.set()
@@ -170,6 +201,7 @@ def test_every_call_of_the_sync_client(address: str) -> None:
             assert [record.fields["n"] for record in records] == [0, 1, 2]
             assert records[0].fields["author"] == "hope.example"
             assert node.record("t1").provenance == b"{}"
+            assert node.sign_export("r.jsonl", "ab" * 32, form="jsonl", records=3, root=bytes(32)) == b"{}"
             with pytest.raises(ControlError, match="is no JSON object"):
                 _ = node.record("t1").record.fields
             admission = node.admit_update(
@@ -182,11 +214,13 @@ def test_every_call_of_the_sync_client(address: str) -> None:
 
     async def test(handlers: Handlers, address: str) -> None:
         await off_loop(use, address)
-        assert [Path(request.path).is_absolute() for request in handlers.asked[2:]] == [True, False, False]
-        assert handlers.asked[2].path.endswith("/rows.csv")
-        assert handlers.asked[3].resume == "abab"
-        assert list(handlers.asked[0].chain) == [b"a", b"b"]
-        assert handlers.asked[1].filter == "flower-fleet"
+        export, update, tunnel, *bulk = handlers.asked
+        assert (export.name, export.form, export.records, export.root) == ("r.jsonl", "jsonl", 3, bytes(32))
+        assert [Path(request.path).is_absolute() for request in bulk] == [True, False, False]
+        assert bulk[0].path.endswith("/rows.csv")
+        assert bulk[1].resume == "abab"
+        assert list(update.chain) == [b"a", b"b"]
+        assert tunnel.filter == "flower-fleet"
 
     serving(address, test)
 
@@ -213,6 +247,7 @@ def test_the_async_client_does_the_same(address: str) -> None:
             await node.wait_ready(10)
             assert (await node.status()).skills == ("generate",)
             assert (await node.workflow("w1")).state == "running"
+            assert await node.sign_export("r", "ab" * 32, form="jsonl", records=3, root=bytes(32)) == b"{}"
             with pytest.raises(ControlError) as caught:
                 await node.record("t9")
             assert (caught.value.code, str(caught.value)) == ("not_found", "no record of task 't9'")

@@ -272,3 +272,23 @@ def test_a_participant_whose_policy_does_not_accept_signs_nothing(tmp_path: Path
     assert not lab.members[CYD].rows("SELECT 1 FROM inbox")
     (agreement,) = lab.members[ADA].rows("SELECT agreement FROM agreements")
     assert CYD.encode() not in agreement[0]
+
+
+@pytest.mark.invariant("S1")
+def test_a_refused_peer_is_not_told_what_would_have_let_it_pass(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, 2)
+    ada, bea = lab.members.values()
+    bea.policy = policy(bea.name, without=["checkpoint.cosign"]) + (
+        "\n  - {id: only-hope, effect: allow, action: checkpoint.cosign, from: {organization: hope.example},"
+        " when: {reliability: {min: 0.83}}}\n"
+    )
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        receipt = await lab.deliver(ada.name, bea.name, "checkpoint", b"old 0")
+        assert (receipt.status, receipt.code) == (Receipt.STATUS_REFUSED, "policy_denied")
+        assert receipt.reason == f"no rule allows checkpoint.cosign from {ada.name}"
+
+    run(main)
+    (asked,) = [one for one in bea.audited() if one["action"] == "checkpoint.cosign"]
+    assert "nearest: only-hope" in asked["detail"]["reason"], "the own log has all of it"

@@ -174,14 +174,14 @@ def test_another_epoch_is_refused_with_the_reason(consortium: Consortium) -> Non
 
     async def main() -> None:
         a = node(nodes[MERCY], trust)
-        b = node(nodes[STLUKES], TrustStore(replace(trust.bundle, epoch=2)))
+        b = node(nodes[STLUKES], TrustStore(replace(trust.bundle, epoch=3)))
         async with running(a, b):
             b.add_peer(a.peer_id, a.addresses())
             await until(b, lambda: (s := b.state(a.peer_id)) is not None and s.state == "down")
             state = b.state(a.peer_id)
             assert state is not None
             assert "wrong_epoch" in state.reason
-            assert "epoch 2; this node's is of epoch 1" in state.reason
+            assert "epoch 3; this node's is of epoch 1" in state.reason
 
     trio.run(main)
 

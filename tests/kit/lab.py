@@ -49,7 +49,7 @@ WORKFLOW: dict[str, Any] = {
 }
 _SENDING = ("agreement.offer", "record.send", "review.send", "record.release")
 _RECEIVING = ("agreement.accept", "record.receive", "review.receive", "record.accept")
-_BOTH = ("agent.discover", "update.send", "update.receive")
+_BOTH = ("agent.discover", "update.send", "update.receive", "checkpoint.send", "checkpoint.cosign")
 #: Seconds that a test waits for something that takes milliseconds on an idle machine.
 PATIENCE_S = 40
 
@@ -309,6 +309,13 @@ class Lab:
             random=random.Random(7),
             version="test",
         )
+
+    async def change_policy(self, name: str, text: str) -> None:
+        """Put another policy in force at a member, as a node does that finds its file changed."""
+        member = self.members[name]
+        member.policy = text
+        await member.up.gate.replace(loads_policy(text))
+        await member.up.runtime.recheck()
 
     async def submit(self, name: str, **changes: Any) -> str:
         document = {**WORKFLOW, "minimum_participants": len(self.members), **changes}

@@ -77,3 +77,12 @@ def _others(value: object) -> Iterator[tuple[str, object]]:
             yield "zero", 0
         case _:
             raise AssertionError(f"no change is known for {value!r}")
+
+
+def flips(data: bytes, bits: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Yield (position, the bytes with one bit of that byte changed): every byte, `bits` of its bits, spread evenly."""
+    for position in range(len(data)):
+        for number in range(bits):
+            changed = bytearray(data)
+            changed[position] ^= 1 << (position * 3 + number * 5) % 8
+            yield position, bytes(changed)

@@ -32,6 +32,16 @@ def test_an_agreement(lab: Consortium) -> None:
         agreed.check_active(agreed.terms.issued_ms - 60_000)
 
 
+def test_an_agreement_is_in_force_from_its_first_millisecond_to_its_last_but_for_slow_clocks(lab: Consortium) -> None:
+    agreed = agree(lab)
+    first, over = agreed.terms.issued_ms - 30_000, agreed.terms.expires_ms
+    agreed.check_active(first)
+    agreed.check_active(over - 1)
+    for at_ms in (first - 1, over, over + 1):
+        with pytest.raises(AgreementError):
+            agreed.check_active(at_ms)
+
+
 @pytest.mark.invariant("S1")
 @pytest.mark.parametrize("missing", MEMBERS)
 def test_everybody_has_to_sign(lab: Consortium, missing: str) -> None:
@@ -152,3 +162,14 @@ def test_terms_that_make_no_sense(lab: Consortium, changes: dict[str, Any], reas
     signers = [name for name in MEMBERS if name in terms.participants]
     with pytest.raises(AgreementError, match=reason):
         open_agreement(make_agreement(lab, terms, signers=signers), lab.trust)
+
+
+@pytest.mark.invariant("S7")
+def test_signatures_are_not_verified_before_there_is_one_of_each_participant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One member can make any number of good signatures of its own: they cost nothing."""
+    lab = consortium(*names(4))
+    terms = make_terms(lab).SerializeToString()
+    own = sign_terms(lab.nodes[names(4)[0]], terms)
+    monkeypatch.setattr("comity.agreement.check_signature", None)
+    with pytest.raises(AgreementError, match="not signed by"):
+        open_agreement(conclude(terms, [own] * 4), lab.trust)

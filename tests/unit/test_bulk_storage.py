@@ -105,7 +105,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path: Path) 
     path = tmp_path / "node.db"
     create(path)
     with closing(sqlite3.connect(path)) as old:
-        old.executescript(f"{schema._TABLES} PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 2")
+        old.executescript(f"{schema.ADDED[2]} PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 2")
         old.execute("INSERT INTO meta VALUES ('kept', x'01')")
         old.commit()
     with closing(connect_readonly(path)) as reader:  # an auditor can read it as it is

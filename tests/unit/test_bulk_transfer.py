@@ -710,7 +710,8 @@ def test_transfers_at_a_time_are_bounded_on_both_sides(tmp_path: Path) -> None:
             await resume(rows[0].transfer_id.hex(), print)
         with pytest.raises(Busy, match="being sent"):
             await pair.sender.service.remove(rows[0].transfer_id.hex())
-        pair.sender.service._sender._running[b"another"] = pair.receiver.name
+        running = pair.sender.service._sender._running
+        running[b"another"] = running[rows[0].transfer_id]
         with pytest.raises(Busy, match="as many transfers as may"):
             await resume(rows[2].transfer_id.hex(), print)
         hold.set()

@@ -38,6 +38,12 @@ class Node(pb_grpc.ControlServiceServicer):
         self.stopping = False
         self.revoked: list[bytes] = []
         self.states = ["negotiating", "running", "done"]
+        self.decided = [
+            pb.WatchedDecision(
+                index=7, at_ms=1_700_000_000_000, action="record.send", organization="stlukes.example",
+                reason="no rule \x1b[2Jallows it", policy_digest="ab" * 32,
+            )
+        ]  # fmt: skip
 
     def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
         return pb.GetStatusResponse(
@@ -84,11 +90,21 @@ class Node(pb_grpc.ControlServiceServicer):
     def GetRecord(self, request: pb.GetRecordRequest, context: grpc.ServicerContext) -> pb.GetRecordResponse:
         return pb.GetRecordResponse(record=self.records[0], provenance=b'{"payload": ""}')
 
+    def SignExport(self, request: pb.SignExportRequest, context: grpc.ServicerContext) -> pb.SignExportResponse:
+        return pb.SignExportResponse(statement=b"{}")
+
     def ExplainPolicy(
         self, request: pb.ExplainPolicyRequest, context: grpc.ServicerContext
     ) -> pb.ExplainPolicyResponse:
         self.explained.append(json.loads(request.request))
         return pb.ExplainPolicyResponse(explanation=b'{"decision": "deny"}')
+
+    def WatchDecisions(
+        self, request: pb.WatchDecisionsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchDecisionsResponse]:
+        yield pb.WatchDecisionsResponse()
+        yield pb.WatchDecisionsResponse(dropped=3)
+        yield pb.WatchDecisionsResponse(decisions=self.decided)
 
     def ReleaseUpdate(
         self, request: pb.ReleaseUpdateRequest, context: grpc.ServicerContext
@@ -123,6 +139,40 @@ class Node(pb_grpc.ControlServiceServicer):
         return pb.RevokeCertificateResponse(
             organization="mercy.example", fingerprint="ab" * 32, from_ms=1_700_000_000_000
         )
+
+    def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
+        raise NotImplementedError
+
+    def ListAgreements(
+        self, request: pb.ListAgreementsRequest, context: grpc.ServicerContext
+    ) -> pb.ListAgreementsResponse:
+        raise NotImplementedError
+
+    def GetAgreement(self, request: pb.GetAgreementRequest, context: grpc.ServicerContext) -> pb.GetAgreementResponse:
+        raise NotImplementedError
+
+    def WithdrawAgreement(
+        self, request: pb.WithdrawAgreementRequest, context: grpc.ServicerContext
+    ) -> pb.WithdrawAgreementResponse:
+        raise NotImplementedError
+
+    def AmendAgreement(
+        self, request: pb.AmendAgreementRequest, context: grpc.ServicerContext
+    ) -> pb.AmendAgreementResponse:
+        raise NotImplementedError
+
+    def ListApprovals(
+        self, request: pb.ListApprovalsRequest, context: grpc.ServicerContext
+    ) -> pb.ListApprovalsResponse:
+        raise NotImplementedError
+
+    def DecideApproval(
+        self, request: pb.DecideApprovalRequest, context: grpc.ServicerContext
+    ) -> pb.DecideApprovalResponse:
+        raise NotImplementedError
+
+    def ListNotices(self, request: pb.ListNoticesRequest, context: grpc.ServicerContext) -> pb.ListNoticesResponse:
+        raise NotImplementedError
 
     def Shutdown(self, request: pb.ShutdownRequest, context: grpc.ServicerContext) -> pb.ShutdownResponse:
         self.stopping = True
@@ -169,6 +219,19 @@ def test_status_peers_and_agents(cli: Cli, node: Node) -> None:
     code, out, _ = cli("agents")
     assert code == 0
     assert "0.750" in out
+
+
+def test_a_watch_tells_what_it_missed_and_ends_with_a_summary(cli: Cli, node: Node) -> None:
+    code, out, _ = cli("policy", "watch")
+    assert code == 0
+    assert "(3 entries of the log skipped)" in out
+    assert "22:13:20 deny  record.send stlukes.example: no rule \\x1b[2Jallows it" in out
+    assert out.endswith(
+        "1 decisions: 0 allowed, 1 denied\n3 entries of the audit log were skipped: this was read too slowly\n"
+    )
+    dropped, decision, summary = map(json.loads, cli("policy", "watch", "--json")[1].splitlines())
+    assert (dropped, decision["index"], decision["request"]) == ({"dropped": 3}, 7, None)
+    assert summary == {"summary": {"allowed": 0, "denied": 1, "dropped": 3}}
 
 
 def test_stop(cli: Cli, node: Node) -> None:

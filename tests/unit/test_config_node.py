@@ -30,6 +30,7 @@ datasets:
   only-review: {{schema: schemas/t.json}}
 limits: {{peers: 8, workers: 4}}
 log: {{level: debug, format: json}}
+trust: {{certificates_within: 7d}}
 """
 
 
@@ -53,6 +54,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert loaded.datasets["only-review"].private is None
     assert loaded.limits == config.LimitsConfig(peers=8, workers=4)
     assert loaded.log == config.LogConfig("debug", "json")
+    assert loaded.certificates_within_ms == 7 * 86_400_000
 
 
 def test_what_init_writes_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
@@ -111,6 +113,9 @@ def test_names_that_yaml_could_take_for_something_else(tmp_path: Path, name: str
         ("peers: 8", "peer: 8", "12:10", 'did you mean "peers"'),
         ("workers: 4", "workers: 0", "12:29", "must be from 1"),
         ("level: debug", "level: loud", "13:14", "unknown log level"),
+        ("within: 7d", "within: 30m", "14:30", "must be from 1h"),
+        ("within: 7d", "within: never", "14:30", "a duration such as"),
+        ("certificates_within", "certificate_within", "14:9", "certificates_within"),
         ("listen: [", "listen: [[", "", "node.yaml:"),
     ],
 )

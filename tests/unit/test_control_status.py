@@ -9,7 +9,7 @@ import pytest
 from grpc.aio import AioRpcError, Metadata
 
 from comity import errors
-from comity._control import to_control_error
+from comity._control.failures import to_control_error
 from comity.errors import ComityError
 from comity_node.control.status import Status, code_of, sole, status_of
 

@@ -35,13 +35,15 @@ def test_so_many_transfers_are_sent_and_received_at_a_time_whoever_they_are_of(t
             party.limits = replace(LIMITS, transfers=2, transfers_per_organization=8, retry_s=0.0)
         await pair.start(nursery)
         table = pair.sender.write(10)
-        sending = pair.sender.service._sender._running
-        sending.update({b"1": "one.example", b"2": "two.example"})
+        sending: Any = pair.sender.service._sender._running
+        for number, name in enumerate(("one.example", "two.example")):
+            sending[bytes([number])] = SimpleNamespace(row=SimpleNamespace(organization=name))
         with pytest.raises(Busy, match="as many transfers as may"):
             await pair.send(table)
         sending.clear()
         receiving: Any = pair.receiver.service._receiver._running
-        receiving.update({b"1": SimpleNamespace(organization="one"), b"2": SimpleNamespace(organization="two")})
+        for number, name in enumerate(("one.example", "two.example")):
+            receiving[bytes([number])] = SimpleNamespace(offer=SimpleNamespace(sender=name))
         with pytest.raises(Busy, match="as many transfers as may"):
             await pair.send(table)
         receiving.clear()

@@ -36,7 +36,7 @@ from comity.hops import verify_hops
 from comity.ids import SpiffeId, organization_name
 from comity.revocation import _read_payload
 from comity.statement import Dsse, _read_statement
-from comity.v1.agreement_pb2 import Obligations, ReviewTerms
+from comity.v1.agreement_pb2 import KAnonymity, Noise, Obligations, ReviewTerms
 from comity_node import strictyaml
 from comity_node.config.node import load as load_node
 from comity_node.runtime.workflow import parse_workflow
@@ -89,6 +89,14 @@ def test_a_bundle_has_1000_members_of_four_roots(good: tuple[int, int], bad: tup
     assert why not in str(refused.value)
 
 
+def owing(**obligations: Any) -> Obligations:
+    return Obligations(onward="never", **obligations)
+
+
+def noise(*, epsilon: float = 1, lower: float = 0, upper: float = 1) -> Obligations:
+    return owing(noise={"a": Noise(epsilon=epsilon, lower=lower, upper=upper)})
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad", "why"),
     [
@@ -110,6 +118,16 @@ def test_a_bundle_has_1000_members_of_four_roots(good: tuple[int, int], bad: tup
             Obligations(onward="never", retain_seconds=100 * 366 * 86_400 + 1),
             "100 years",
         ),
+        ("obligations", owing(mask={"a": 64}), owing(mask={"a": 65}), "over 64 characters"),
+        (
+            "obligations",
+            owing(k_anonymity=KAnonymity(k=1_000_000, fields=["a"])),
+            owing(k_anonymity=KAnonymity(k=1_000_001, fields=["a"])),
+            "k_anonymity",
+        ),
+        ("obligations", noise(epsilon=1e6), noise(epsilon=2e6), "noise has no epsilon"),
+        ("obligations", noise(upper=1e12), noise(upper=2e12), "noise has no epsilon"),
+        ("obligations", noise(lower=-1e12), noise(lower=-2e12), "noise has no epsilon"),
     ],
 )  # fmt: skip
 def test_terms_keep_their_bounds(name: str, good: object, bad: object, why: str) -> None:

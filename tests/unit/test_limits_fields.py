@@ -344,6 +344,6 @@ def test_what_is_kept_of_a_refusal_of_terms_is_short() -> None:
     answer.reject.reason = "r" * 2000
     answer.reject.rules.extend(["x"] * 100)
     here: Any = SimpleNamespace()
-    rejected = Negotiator._read_answer(here, "a.example", b"", answer)
+    rejected = Negotiator._read_answer(here, here, answer)
     assert isinstance(rejected, Rejected)
     assert (len(rejected.reason), len(rejected.rules)) == (512, 16)

@@ -68,6 +68,28 @@ def hint(address: str = "/ip4/8.8.8.8/tcp/4001", organization: str = "b.example"
     return PeerHint(PrivateKey.generate().peer_id, organization, (address,))
 
 
+def test_when_the_consortium_changes_those_who_are_linked_are_asked_at_once() -> None:
+    async def main() -> None:
+        table, asked = Table(), []
+
+        async def ask(peer_id: str) -> list[PeerHint]:
+            asked.append(trio.current_time())
+            return []
+
+        finder = Discovery(table, ask, bootstrap=[], organizations=lambda: {"a.example"})
+        table.connect(PrivateKey.generate().peer_id, "a.example")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(finder.run)
+            await trio.sleep(10)
+            assert asked == [0.0]
+            finder.look_again()
+            await trio.sleep(1)
+            assert asked == [0.0, 10.0]
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
 def test_five_nodes_form_a_full_mesh_from_one_bootstrap_address(consortium: Consortium) -> None:
     trust, nodes = consortium(*NAMES)
 

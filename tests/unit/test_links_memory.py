@@ -32,7 +32,7 @@ from comity_node.links.inbound import InboundLink
 from comity_node.links.life import Life
 from comity_node.links.table import PeerTable
 from comity_node.protocol.session import SessionLimits
-from comity_node.transport.base import ByteStream
+from comity_node.transport.base import ByteStream, Priority
 from comity_node.transport.memory import MemoryNetwork, MemoryTransport
 
 Consortium = Callable[..., tuple[TrustStore, dict[str, NodeIdentity]]]
@@ -184,6 +184,72 @@ def test_another_bundle_is_refused_with_the_reason(consortium: Consortium, chang
             b.add_peer(a.peer_id)
             await until(b, lambda: (s := b.state(a.peer_id)) is not None and reason in s.reason)
             assert a.peers() == []
+
+    run(main)
+
+
+@pytest.mark.invariant("S2")
+def test_nodes_one_epoch_apart_link_and_who_was_expelled_is_refused(consortium: Consortium) -> None:
+    trust, nodes = consortium(MERCY, STLUKES, HOPE)
+    members = {name: roots for name, roots in trust.bundle.members.items() if name != HOPE}
+    ahead = replace(trust.bundle, epoch=2, digest=b"2" * 32, members=members, history=(trust.bundle,))
+    forked = replace(trust.bundle, digest=b"x" * 32)
+
+    async def main() -> None:
+        net = Net()
+        a, _ = net.links(nodes[MERCY], TrustStore(ahead))
+        behind, _ = net.links(nodes[STLUKES], trust)
+        expelled, _ = net.links(nodes[HOPE], trust)
+        async with running(a, behind, expelled):
+            behind.add_peer(a.peer_id)
+            expelled.add_peer(a.peer_id)
+            await behind.wait_for(a.peer_id, 5)
+            await a.wait_for(behind.peer_id, 5)
+            await until(expelled, lambda: (s := expelled.state(a.peer_id)) is not None and "no member" in s.reason)
+            assert {state.organization for state in a.peers()} == {STLUKES}
+            assert (behind.latest_epoch, a.latest_epoch) == (2, 1)
+        other, _ = Net().links(nodes[MERCY], TrustStore(ahead))
+        with pytest.raises(PeerNotAttested, match="another trust bundle of the same epoch 1"):
+            other._greeter.judge(
+                link_hello(nodes[STLUKES], TrustStore(forked)), nodes[STLUKES].peer_id, [Priority.WORK],
+                needs_window=False,
+            )  # fmt: skip
+
+    run(main)
+
+
+def link_hello(identity: NodeIdentity, trust: TrustStore) -> bytes:
+    links, _ = Net().links(identity, trust)
+    return links._greeter.hello(Priority.WORK)
+
+
+@pytest.mark.invariant("S2")
+def test_who_is_expelled_while_it_is_linked_is_cut_at_once_and_the_others_stay(consortium: Consortium) -> None:
+    trust, nodes = consortium(MERCY, STLUKES, HOPE)
+    members = {name: roots for name, roots in trust.bundle.members.items() if name != HOPE}
+    ahead = replace(trust.bundle, epoch=2, digest=b"2" * 32, members=members)
+
+    async def main() -> None:
+        net = Net()
+        mine = TrustStore(trust.bundle)
+        a, transport = net.links(nodes[MERCY], mine)
+        others = [net.links(nodes[name], trust)[0] for name in (STLUKES, HOPE)]
+        async with running(a, *others):
+            for other in others:
+                other.add_peer(a.peer_id)
+                await other.wait_for(a.peer_id, 5)
+                await a.wait_for(other.peer_id, 5)
+            began = trio.current_time()
+            mine.replace(ahead)
+            a.look_again()
+            await until(others[1], lambda: (s := others[1].state(a.peer_id)) is not None and s.state != "connected")
+            assert trio.current_time() - began < 1, "not only when the next sign of life is due"
+            assert transport.disconnected[:1] == [others[1].peer_id]
+            state = a.state(others[0].peer_id)
+            assert state is not None
+            assert (state.state, state.reconnects) == ("connected", 0)
+            with pytest.raises(LinkError):
+                await others[1].request(a.peer_id, b"please", 5)
 
     run(main)
 

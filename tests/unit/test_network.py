@@ -106,7 +106,7 @@ def test_a_revocation_that_was_written_down_holds_whatever_the_node_takes_part_i
     async def main(world: World, database: Database) -> None:
         thief = world.identity(HOPE, 2)
         known = verify_revocation(world.revocation(thief, now_ms()), world.trust.bundle, now_ms=now_ms())
-        await database.transact(lambda c: revocations.keep(c, known))
+        await database.transact(lambda c: revocations.keep(c, known, 1))
         world.trust.verify_chain(thief.chain, now_ms() + 1)
         async with running(world.network(database, gossip=gossip)):
             with pytest.raises(ChainInvalid, match="revoked"):
@@ -134,7 +134,7 @@ def test_many_revocations_are_restored_without_a_word(caplog: pytest.LogCaptureF
         for thief in thieves:
             raw = world.revocation(thief, now_ms())
             known = verify_revocation(raw, world.trust.bundle, now_ms=now_ms())
-            await database.transact(lambda c, known=known: revocations.keep(c, known))  # type: ignore[misc]
+            await database.transact(lambda c, known=known: revocations.keep(c, known, 1))  # type: ignore[misc]
         caplog.clear()
         async with running(world.network(database)):
             assert not [record for record in caplog.records if record.name == "comity_node.network"]

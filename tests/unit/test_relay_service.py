@@ -507,6 +507,25 @@ def test_a_circuit_ends_when_the_policy_carries_for_it_no_more() -> None:
     with_relay(test)
 
 
+@pytest.mark.invariant("S1")
+def test_a_circuit_ends_at_once_when_a_changed_policy_carries_for_it_no_more() -> None:
+    async def test(world: World) -> None:
+        stream = await carried(world, sink)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_talking_quietly, stream)
+            await trio.sleep(1)
+            world.service.look_again()
+            await trio.sleep(1)
+            assert world.counters(A1).circuits == 1, "another policy that carries for it, too"
+            world.denied = {("a.example", "b.example")}
+            world.service.look_again()
+            await trio.sleep(1)
+            assert world.counters(A1).circuits == 0
+            nursery.cancel_scope.cancel()
+
+    with_relay(test)
+
+
 async def keep_talking_quietly(stream: ByteStream) -> None:
     with suppress(LinkClosed):
         while True:

@@ -22,6 +22,13 @@ def connection() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def delete_expired(connection: sqlite3.Connection, now_ms: int) -> list[records.StoredRecord]:
+    """What upkeep does, without its audit entries."""
+    expired = records.expired_records(connection, now_ms)
+    records.delete_records(connection, expired)
+    return expired
+
+
 def record(number: int, author: str = "mercy.example", retain_until_ms: int | None = None) -> CertifiedRecord:
     data = b'{"row":%d}' % number
     return CertifiedRecord(
@@ -71,7 +78,10 @@ def test_nobody_can_take_the_place_of_anothers_record(connection: sqlite3.Connec
     wanted = [mine.task_id, record(2).task_id]
     assert records.stored_digests(connection, mine.author, wanted) == {mine.task_id: mine.record_digest}
     assert records.stored_digests(connection, "hope.example", wanted) == {mine.task_id: theirs.record_digest}
-    assert records.delete_expired(connection, 5) == [light(theirs)]
+    assert records.get_record(connection, mine.task_id) == theirs
+    assert records.get_record(connection, mine.task_id, mine.author) == mine
+    assert records.get_record(connection, mine.task_id, "other.example") is None
+    assert delete_expired(connection, 5) == [light(theirs)]
     assert records.get_record(connection, mine.task_id) == mine
 
 
@@ -98,10 +108,10 @@ def test_pages_follow_each_other(connection: sqlite3.Connection) -> None:
 def test_expired_records_go_and_are_named(connection: sqlite3.Connection) -> None:
     for row in (record(1, retain_until_ms=10), record(2, retain_until_ms=20), record(3)):
         records.put_record(connection, row)
-    assert records.delete_expired(connection, 9) == []
-    assert records.delete_expired(connection, 10) == [light(record(1, retain_until_ms=10))]
+    assert delete_expired(connection, 9) == []
+    assert delete_expired(connection, 10) == [light(record(1, retain_until_ms=10))]
     assert [row.task_id for row in records.list_records(connection).records] == [record(2).task_id, record(3).task_id]
-    assert records.delete_expired(connection, 100) == [light(record(2, retain_until_ms=20))]
+    assert delete_expired(connection, 100) == [light(record(2, retain_until_ms=20))]
 
 
 def test_a_cursor_is_good_across_deletions(connection: sqlite3.Connection) -> None:
@@ -109,6 +119,6 @@ def test_a_cursor_is_good_across_deletions(connection: sqlite3.Connection) -> No
         records.put_record(connection, record(number, retain_until_ms=number))
     page = records.list_records(connection, limit=2)
     assert page.cursor is not None
-    records.delete_expired(connection, 3)
+    delete_expired(connection, 3)
     records.put_record(connection, record(9))
     assert records.list_records(connection, cursor=page.cursor).records == (light(record(9)),)

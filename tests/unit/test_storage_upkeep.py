@@ -138,5 +138,7 @@ def test_a_sweep_thins_checkpoints_and_forgets_what_no_agreement_can_ask_for(tmp
         assert kept_homes == await database.read(lambda c: c.execute("SELECT home FROM inbox").fetchall())
         assert kept_homes == [("cyd.example",)]
         assert await database.read(lambda c: c.execute("SELECT count(*) FROM audit_checkpoints").fetchone()) == (1000,)
+        [last] = await database.read(lambda c: audit.entries(c, start=1100))
+        assert (last.entry.action, last.entry.detail) == ("journal.forgotten", {"batches": 1, "tasks": 1})
 
     with_upkeep(tmp_path, main)

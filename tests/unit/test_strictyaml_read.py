@@ -80,7 +80,7 @@ def test_a_key_is_always_a_word() -> None:
         ("a: [1,\n", "2:1", "no YAML"),
         ("a: b: c\n", "1:5", "no YAML"),
         ("a:\n\t- 1\n", "2:1", "no YAML"),
-        ("a: '\x01'\n", "", "no YAML"),
+        ("a: '\x01'\n", "1:5", "no YAML"),
         ("[" * 1000, "1:33", "nested over 32"),
         ("- " * 1000, "1:65", "nested over 32"),
         ("? " * 100_000, "1:3", "a key must be a word"),

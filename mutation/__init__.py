@@ -1,0 +1,1 @@
+"""Mutation testing: is there a test that goes red when a line of the gate is wrong?"""

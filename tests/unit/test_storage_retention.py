@@ -1,0 +1,190 @@
+"""What may not be kept any longer is gone: from the tables, from the file and from the write-ahead log; and logged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from comity.digest import sha256
+from comity.signing import PrivateKey
+from comity_node.policy.lattice import Obligations
+from comity_node.runtime.certify import keep_until
+from comity_node.runtime.upkeep import Upkeep
+from comity_node.storage import audit, journal, records, retention
+from comity_node.storage.connections import connect_readonly
+from comity_node.storage.database import Database, open_database
+from comity_node.storage.note import NoteSigner
+
+NOW_MS = 1_000_000_000_000
+KEY = PrivateKey.generate()
+SIGNER = NoteSigner("ada.example/node/n1", KEY.public_key, KEY.sign)
+AGREEMENT = sha256(b"an agreement")
+
+
+def secret(number: int) -> bytes:
+    """Bytes that stand nowhere else in a database, and fill more than a page."""
+    return b"".join(sha256(f"secret {number} {part}".encode()) for part in range(300))
+
+
+def put_record(connection: sqlite3.Connection, number: int, until_ms: int | None) -> None:
+    row = records.CertifiedRecord(
+        task_id=number.to_bytes(16, "big"),
+        agreement_digest=AGREEMENT,
+        dataset="rows",
+        author="ada.example",
+        record=secret(number),
+        record_digest=sha256(secret(number)),
+        score=9000,
+        stored_ms=0,
+        retain_until_ms=until_ms,
+        certificate=b"",
+        provenance=secret(number + 1000),
+    )
+    assert records.put_record(connection, row)
+
+
+def put_offer(connection: sqlite3.Connection, number: int, until_ms: int | None) -> bytes:
+    row = journal.OfferRow(
+        home="bea.example",
+        batch_id=number.to_bytes(16, "big"),
+        revision=0,
+        peer_id="peer",
+        agreement_digest=AGREEMENT,
+        offer=secret(number),
+        received_ms=0,
+        lease_until_ms=NOW_MS,
+    )
+    assert journal.put_offer(connection, row)
+    if until_ms is not None:
+        retention.keep_offer_until(connection, row.digest, until_ms)
+    return row.digest
+
+
+def with_database(path: Path, main: Callable[[Database, Upkeep], Awaitable[None]]) -> None:
+    async def outer() -> None:
+        async with open_database(path / "node.db") as database:
+            await main(database, Upkeep(database, SIGNER, lambda: NOW_MS))
+
+    trio.run(outer)
+
+
+def on_disk(path: Path, data: bytes) -> bool:
+    """Whether a piece of `data` (of a third of a page) stands in a file of the database."""
+    files = b"".join(file.read_bytes() for file in path.glob("node.db*") if file.suffix != ".lock")
+    return any(data[at : at + 32] in files for at in range(0, len(data), 32))
+
+
+@pytest.mark.invariant("S8")
+def test_the_bytes_of_a_record_whose_time_is_over_are_in_no_file(tmp_path: Path) -> None:
+    async def main(database: Database, upkeep: Upkeep) -> None:
+        for number in range(20):
+            await database.transact(partial(put_record, number=number, until_ms=NOW_MS - number))
+        await database.transact(lambda c: put_record(c, 50, None))
+        await database.transact(lambda c: put_record(c, 51, NOW_MS + 1))
+        assert all(on_disk(tmp_path, secret(number)) for number in (*range(20), 50, 51))
+        await upkeep.sweep()
+        for number in range(20):
+            assert not on_disk(tmp_path, secret(number)), number
+            assert not on_disk(tmp_path, secret(number + 1000)), "the proof has the record in it"
+        assert on_disk(tmp_path, secret(50))
+        assert on_disk(tmp_path, secret(51))
+        logged = [one.entry for one in await database.read(audit.entries)]
+        assert {one.subject for one in logged} == {sha256(secret(number)) for number in range(20)}
+        assert {(one.kind, one.action, one.peer, one.agreement, one.detail["reason"]) for one in logged} == {
+            ("deletion", "record.retention", "ada.example", AGREEMENT, "its retention is over")
+        }
+
+    with_database(tmp_path, main)
+
+
+@pytest.mark.invariant("S8")
+def test_the_bytes_of_a_batch_in_custody_whose_time_is_over_are_in_no_file(tmp_path: Path) -> None:
+    digests: dict[int, bytes] = {}
+
+    async def main(database: Database, upkeep: Upkeep) -> None:
+        for number, until_ms in ((1, NOW_MS), (2, NOW_MS + 1), (3, None), (4, NOW_MS - 5)):
+            digests[number] = await database.transact(partial(put_offer, number=number, until_ms=until_ms))
+        await database.transact(lambda c: journal.finish_offer(c, digests[4], b"reviews", NOW_MS))
+        assert all(on_disk(tmp_path, secret(number)) for number in (1, 2, 3))
+        await upkeep.sweep()
+        assert [on_disk(tmp_path, secret(number)) for number in (1, 2, 3, 4)] == [False, True, True, False]
+        held = [one.digest for one in await database.read(journal.held_offers)]
+        assert sorted(held) == sorted((digests[2], digests[3]))
+        answered = await database.read(lambda c: journal.get_offer(c, digests[4]))
+        assert answered is not None
+        assert answered.reviews == b"reviews"
+        logged = [one.entry for one in await database.read(audit.entries)]
+        assert [(one.kind, one.action, one.peer, one.subject, one.agreement) for one in logged] == [
+            ("deletion", "offer.retention", "bea.example", digests[1], AGREEMENT)
+        ]
+        again = await database.read(lambda c: retention.expired_offers(c, NOW_MS))
+        assert again == []
+
+    with_database(tmp_path, main)
+
+
+@pytest.mark.invariant("S8")
+def test_a_deletion_that_was_interrupted_before_the_log_was_folded_is_finished_by_the_next_run(tmp_path: Path) -> None:
+    async def main(database: Database, _: Upkeep) -> None:
+        await database.transact(lambda c: put_record(c, 1, NOW_MS - 1))
+        holding, let_go = trio.Event(), trio.Event()
+
+        def hold(connection: sqlite3.Connection) -> None:
+            """Look at an old state: the write-ahead log cannot be emptied meanwhile."""
+            connection.execute("SELECT count(*) FROM records").fetchone()
+            trio.from_thread.run_sync(holding.set)
+            trio.from_thread.run(let_go.wait)
+
+        interrupted = Upkeep(database, SIGNER, lambda: NOW_MS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.read, hold)
+            await holding.wait()
+            await interrupted.sweep()
+            assert not await database.fold()
+            let_go.set()
+        # Another run of the node on the same file: its first sweep deletes nothing, and folds all the same.
+        await Upkeep(database, SIGNER, lambda: NOW_MS).sweep()
+        assert not on_disk(tmp_path, secret(1))
+
+    with_database(tmp_path, main)
+
+
+def test_folding_loses_nothing_and_leaves_an_empty_log(tmp_path: Path) -> None:
+    async def main(database: Database, _: Upkeep) -> None:
+        await database.transact(lambda c: put_record(c, 1, None))
+        async with trio.open_nursery() as nursery:
+            for number in range(2, 20):
+                nursery.start_soon(database.transact, partial(put_record, number=number, until_ms=None))
+                nursery.start_soon(database.fold)
+        assert await database.fold()
+        assert (tmp_path / "node.db-wal").stat().st_size == 0
+        connection = connect_readonly(tmp_path / "node.db")
+        assert connection.execute("SELECT count(*) FROM records").fetchone()[0] == 19
+        connection.close()
+
+    with_database(tmp_path, main)
+
+
+def test_of_two_times_the_earlier_one_counts(tmp_path: Path) -> None:
+    assert keep_until(Obligations(), 1000) is None
+    assert keep_until(Obligations(retain_ms=500), 1000) == 1500
+    assert keep_until(Obligations(expire_ms=1200), 1000) == 1200
+    assert keep_until(Obligations(retain_ms=500, expire_ms=1200), 1000) == 1200
+    assert keep_until(Obligations(retain_ms=100, expire_ms=1200), 1000) == 1100
+
+    async def main(database: Database, _: Upkeep) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            for until_ms in (50, 20, 30):
+                retention.keep_offer_until(connection, AGREEMENT, until_ms)
+
+        await database.transact(write)
+        assert await database.read(lambda c: retention.expired_offers(c, 19)) == []
+        (gone,) = await database.read(lambda c: retention.expired_offers(c, 20))
+        assert (gone.digest, gone.held) == (AGREEMENT, False)
+
+    with_database(tmp_path, main)

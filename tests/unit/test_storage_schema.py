@@ -1,0 +1,76 @@
+"""The versions of the database: an old one that was brought up to date is the same as a new one."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from comity_node.storage import schema
+
+#: SHA-256 of the statements of versions that were released: what they have created is out there.
+RELEASED = {
+    2: "0c093281c037e77230a00adfd520ec8a8fc0e0e06772341d10714c6f65fc66dc",
+    3: "0f6bf4bbf9821910deb7008b3d7d8febc2a47f5fc2c07ddd541a170ac81c6e0f",
+}
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as opened:
+        yield opened
+
+
+def old(connection: sqlite3.Connection, version: int) -> None:
+    """Make the tables of a version."""
+    for since, added in schema.ADDED.items():
+        if since <= version:
+            connection.executescript(added)
+    connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def made(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return what there is: kind, name and statement of each table and index."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return sorted((kind, name, sql) for kind, name, sql in rows)
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_the_last_version_is_this_builds() -> None:
+    assert list(schema.ADDED) == list(range(2, schema.SCHEMA_VERSION + 1))
+
+
+@pytest.mark.parametrize("version", schema.ADDED)
+def test_an_old_database_becomes_a_new_one(connection: sqlite3.Connection, version: int) -> None:
+    old(connection, version)
+    connection.execute("INSERT INTO meta VALUES ('kept', x'01')")
+    schema.prepare(connection, "node.db")
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        schema.prepare(fresh, "node.db")
+        assert made(connection) == made(fresh)
+        assert version_of(connection) == version_of(fresh) == schema.SCHEMA_VERSION
+    assert connection.execute("SELECT value FROM meta").fetchall() == [(b"\x01",)]
+    schema.check_version(connection, "node.db")
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_what_a_released_version_created_stays(connection: sqlite3.Connection, version: int) -> None:
+    old(connection, version)
+    assert hashlib.sha256(repr(made(connection)).encode()).hexdigest() == RELEASED[version]
+
+
+def test_an_upgrade_that_fails_adds_nothing(connection: sqlite3.Connection) -> None:
+    old(connection, 3)
+    connection.execute("CREATE TABLE promises (other INTEGER)")  # in the way of one of version 4
+    before = made(connection)
+    with pytest.raises(sqlite3.OperationalError, match="promises"):
+        schema.prepare(connection, "node.db")
+    connection.rollback()  # as closing it does
+    assert (made(connection), version_of(connection)) == (before, 3)
