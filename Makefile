@@ -130,7 +130,7 @@ $(VENV)/.mutation: constraints-mutation.txt | $(VENV)/.comity
 	@touch $@
 
 .PHONY: mutate
-mutate: $(VENV)/.mutation ## change the gate line by line and see that a test goes red (an hour; ARGS='quorum' for a part)
+mutate: $(VENV)/.mutation ## change the gate line by line and see that a test goes red (a quarter of an hour; ARGS='quorum' for a part)
 	$(PY) -m mutation.run $(ARGS)
 
 # ---- figures --------------------------------------------------------------------------------------------------------

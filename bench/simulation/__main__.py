@@ -30,9 +30,6 @@ SIZES = (100, 300, 1000, 3000, 10_000)
 #: An agreement has at most 256 participants, one of whom is the author.
 REVIEWERS = (3, 7, 15, 31, 63, 127, 255)
 PARTS = ("gossip", "lookup", "routing", "quorum")
-#: Deliveries that are simulated at one size: more organizations get fewer messages, never fewer nodes.
-_DELIVERIES = 50_000
-_FEWEST = 5
 #: Organizations whose nodes have all the links that they may have: each costs as much as ten with few.
 _MOST_FULL = 1000
 
@@ -46,7 +43,7 @@ class Plan:
         reviewers: that are eligible, for the part quorum.
         parts: which.
         seed: of all randomness.
-        gossip: the world of gossip; the larger, the fewer messages.
+        gossip: the world of gossip.
         lookup: the world of lookups, where nodes have room for links.
         homes: see `RoutingWorld.homes`.
     """
@@ -101,10 +98,9 @@ def fit_all(figures: Sequence[Figure]) -> dict[tuple[str, str], list[Fit]]:
 
 def gossip_worlds(plan: Plan, size: int) -> dict[str, GossipWorld]:
     """Return the worlds in which gossip is simulated at a size: with few links, and with as many as a node has."""
-    messages = min(plan.gossip.messages, max(_FEWEST, _DELIVERIES // size))
-    worlds = {"gossip": replace(plan.gossip, messages=messages)}
+    worlds = {"gossip": plan.gossip}
     if size <= _MOST_FULL:
-        worlds["gossip/full"] = replace(plan.gossip, links=LinkLimits().max_peers, messages=min(messages, _FEWEST))
+        worlds["gossip/full"] = replace(plan.gossip, links=LinkLimits().max_peers)
     return worlds
 
 

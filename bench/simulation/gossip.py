@@ -23,7 +23,8 @@ class GossipWorld:
         latency_ms: of a link, one way, from and to.
         settle_ms: until the meshes are made.
         quiet_ms: in which nothing is published, and upkeep is measured.
-        messages: that are published, each by somebody at random.
+        messages: that are published, each by somebody at random; as many at every size, as what is gossiped about them
+            shares RPCs.
         gap_ms: between two of them.
         drain_ms: after the last one: longer than it is gossiped about.
         data_bytes: of a message: about an agent's card.
@@ -33,7 +34,7 @@ class GossipWorld:
     latency_ms: tuple[int, int] = (10, 100)
     settle_ms: int = 8_000
     quiet_ms: int = 3_000
-    messages: int = 20
+    messages: int = 5
     gap_ms: int = 500
     drain_ms: int = 5_000
     data_bytes: int = 1024

@@ -105,8 +105,9 @@ class _Plot:
             said = f"{label}: {law.law}{'' if law.fits else '?'}, off by {law.residual:.1%}" if law else label
             self._drawing.dot(self._left - _LEFT + 18, self._top - _TOP + 36 + 15 * number, 4, color)
             self._drawing.text(self._left - _LEFT + 28, self._top - _TOP + 40 + 15 * number, said, size=12, fill=MUTED)
-            if law:
-                self._curve(law, color)
+            sizes = [each.size for each in self._lines[part, name]]
+            if law and sizes:
+                self._curve(law, color, min(sizes), max(sizes))
             for each in self._lines[part, name]:
                 tip = f"{each.size:,}: {each.value:,.4g} {each.unit}"
                 self._drawing.dot(self._x(each.size), self._y(each.value), 3.5, color, tip=tip)
@@ -120,8 +121,8 @@ class _Plot:
             y = self._top + self._high + 16
             self._drawing.text(self._x(size), y, f"{size:,}", anchor="middle", size=11, fill=INK)
 
-    def _curve(self, law: Fit, color: str) -> None:
-        first, last = math.log(self._sizes[0]), math.log(self._sizes[-1])
+    def _curve(self, law: Fit, color: str, low: int, high: int) -> None:
+        first, last = math.log(low), math.log(high)
         at = [math.exp(first + (last - first) * step / _STEPS) for step in range(_STEPS + 1)]
         points = [(self._x(size), self._y(law.at(size))) for size in at]
         for (x1, y1), (x2, y2) in pairwise(points):
