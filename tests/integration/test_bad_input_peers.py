@@ -24,6 +24,7 @@ from comity.v1.task_pb2 import (
     TaskOffer,
 )
 from comity_node.storage import journal
+from kit.consortium import NOW_MS
 from kit.documents import (
     TASK_ID,
     make_agreement,
@@ -271,7 +272,7 @@ def test_records_that_no_quorum_certified_are_not_kept(tmp_path: Path) -> None:
         names = lab.names
         lab.members[ADA].hold()
         lab.members[BEA].hold()
-        terms = make_terms(lab.consortium, issued_ms=now_ms(), expires_ms=now_ms() + 600_000)
+        terms = make_terms(lab.consortium, issued_ms=NOW_MS, expires_ms=now_ms() + 600_000)
         data = make_agreement(lab.consortium, terms)
         await lab.members[BEA].up.runtime.agreements.add(data)
         agreed = open_agreement(data, lab.consortium.trust)

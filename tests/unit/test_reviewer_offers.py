@@ -19,6 +19,7 @@ from comity.v1.task_pb2 import CertifiedRecord, Receipt, RecordDelivery, TaskOff
 from comity_node.runtime import reviewer
 from comity_node.runtime.messenger import accepted
 from comity_node.storage import audit, journal
+from kit.consortium import NOW_MS
 from kit.documents import TASK_ID, make_agreement, make_certified, make_history, make_passage, make_terms
 from kit.lab import Lab, now_ms, policy, run, until
 
@@ -28,7 +29,7 @@ ONE, TWO = b"1" * 16, b"2" * 16
 
 async def concluded(lab: Lab, **changes: Any) -> Agreed:
     """An agreement among all that bea knows; nobody makes records under it but the test, in ada's name."""
-    terms = make_terms(lab.consortium, issued_ms=now_ms(), expires_ms=now_ms() + 600_000, **changes)
+    terms = make_terms(lab.consortium, issued_ms=NOW_MS, expires_ms=now_ms() + 600_000, **changes)
     data = make_agreement(lab.consortium, terms)
     await lab.members[BEA].up.runtime.agreements.add(data)
     return open_agreement(data, lab.consortium.trust)
