@@ -75,4 +75,27 @@ TARGETS: Final = {
     "shapes": Target(
         "comity_node.admission.shapes", ("tests/unit/test_admission_shapes.py", "tests/unit/test_mutants_gate.py")
     ),
+    "drafts": Target("comity_node.admission.drafts", ("tests/unit/test_mutants_admission.py",)),
+    "attested": Target("comity_node.admission.attested", ("tests/unit/test_mutants_admission.py",)),
+    "labels": Target("comity_node.admission.labels", ("tests/unit/test_mutants_admission.py",)),
+    "pseudonyms": Target("comity_node.admission.pseudonyms", ("tests/unit/test_mutants_admission.py",)),
+    "noise": Target("comity_node.admission.noise", ("tests/unit/test_mutants_admission.py",)),
+    "archive": Target("comity_node.admission.archive", ("tests/unit/test_mutants_archive.py",)),
+    "retrospect": Target("comity_node.admission.retrospect", ("tests/unit/test_mutants_retrospect.py",)),
+    "watching": Target("comity_node.admission.watching", ("tests/unit/test_mutants_archive.py",)),
+    "records": Target(
+        "comity_node.admission.records",
+        (
+            "tests/unit/test_mutants_records.py",
+            "tests/unit/test_admission_records.py",
+            "tests/unit/test_admission_obligations.py",
+            # Of noise and of keys: they see nothing here that the others do not.
+            "--deselect=tests/unit/test_admission_obligations.py::test_an_attestation_of_noise_that_does_not_say_enough",
+            "--deselect=tests/unit/test_admission_obligations.py::test_noise_is_worth_no_more_than_its_epsilon",
+            "--deselect=tests/unit/test_admission_obligations.py::test_noise_has_the_scale_of_its_bounds",
+            "--deselect=tests/unit/test_admission_obligations.py::test_without_opendp_noise_is_refused_and_the_extra_named",
+            "--deselect=tests/unit/test_admission_obligations.py::test_a_key_of_pseudonyms_that_others_can_read_is_refused",
+            "--deselect=tests/unit/test_admission_obligations.py::test_enough_attested_noise_is_believed",
+        ),
+    ),
 }
