@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from comity_node.admission import Question
+from comity_node.admission import Question, settling
+from comity_node.admission.shapes import Shape
 from comity_node.policy import matching
 from comity_node.policy.loader import loads_policy
-from comity_node.policy.model import Request
+from comity_node.policy.model import Decision, Obligations, Request
 from comity_node.storage import audit
 from comity_node.storage.database import open_database
 from kit.consortium import names
@@ -85,3 +87,26 @@ def test_many_rules_that_speak_at_once_are_written_down(tmp_path: Path) -> None:
             assert set(first.entry.rules) <= set(bad.rules)
 
     trio.run(main)
+
+
+@pytest.mark.invariant("S8")
+def test_an_entry_has_50_rules_a_reason_of_1000_characters_and_texts_of_128() -> None:
+    """Of what a decision says, however long it is: the entry has to fit the log."""
+    policy = loads_policy(TEXT)
+    request = replace(asks(PEER, "age"), purpose="p" * 500, dataset="d" * 500, kind="k" * 500)
+    rules = tuple(f"rule-{number:02}" for number in range(60))
+    decision = Decision(False, rules, "x" * 5000, Obligations())
+    entry = settling._entry(Question(request), decision, policy, Shape(b"", "", PEER))
+    assert (len(entry.rules), entry.detail["more_rules"], len(str(entry.detail["reason"]))) == (50, 10, 1000)
+    assert {len(str(entry.detail[name])) for name in ("purpose", "dataset", "kind")} == {128}
+
+
+def test_a_denial_gives_8_reasons_and_counts_the_rest() -> None:
+    rules = "".join(
+        f"  - {{id: never-{number}, effect: forbid, action: record.receive, from: {{organization: {PEER}}}}}\n"
+        for number in range(12)
+    )
+    decision = loads_policy(TEXT + rules).decide(asks(PEER, "age"))
+    assert decision.reason.count("forbidden by") == 8
+    assert decision.reason.endswith("and 4 more")
+    assert len(decision.rules) == 12
