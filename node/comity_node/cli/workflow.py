@@ -13,6 +13,9 @@ from comity.errors import ConfigError
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import Context, as_json, extra, fields, read_bytes, table, timestamp
 from comity_node.cli.node_client import CONTROL, connected
+from comity_node.cli.workflow_check import CHECK
+from comity_node.cli.workflow_status import COMMANDS
+from comity_node.cli.workflow_try import TRY
 
 _MAX_DOCUMENT = 64 * 1024
 _POLL_S = 0.5
@@ -99,13 +102,18 @@ _KEYS = (
     "minimum_participants, batch_records, repair_rounds, min_score (0 to 10000), lease_seconds, expires_seconds, "
     "negotiation_seconds (how long to wait for people who have to approve it), and under limits how strict the terms "
     "may get before whoever asks for it is left out: minimum_records, maximum_min_score, maximum_quorum, "
-    "maximum_distance, minimum_retain_seconds, maximum_grid (field: grid), keep (fields that stay readable)."
+    "maximum_distance, minimum_retain_seconds, maximum_grid (field: grid), keep (fields that stay readable). "
+    "Under flow it says by which steps each record is made: see docs/workflows.md and `comity workflow check`. "
+    "With homes: initiator, only this organization's records are made. With panel: k so many of the others, drawn for "
+    "each batch, judge it instead of all; with commit_reveal: true they commit to their scores before any is shown."
 )
 
 COMMAND = Command(
     "workflow",
     "submit a collaboration, and see how it goes",
     commands=(
+        CHECK,
+        TRY,
         Command(
             "submit",
             "start a workflow: it is negotiated, then run",
@@ -123,5 +131,6 @@ COMMAND = Command(
             _show,
             (argument("id", nargs="?", default="", metavar="WORKFLOW_ID", help="one workflow (all)"), *CONTROL),
         ),
+        *COMMANDS,
     ),
 )
