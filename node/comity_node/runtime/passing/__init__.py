@@ -1,0 +1,1 @@
+"""Tasks under way: how tokens are held, worked on, passed on, and looked after by their home."""

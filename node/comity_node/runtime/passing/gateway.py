@@ -1,0 +1,225 @@
+"""The engine's view of the gate: agreements, policy, signatures and the journal behind `ports.Gateway`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import trio
+
+from comity.agreement import Agreed
+from comity.errors import AgreementError, AgreementStopped, Busy
+from comity.trust import Attested
+from comity_node.admission.tokens import Denied, Leaving, TokenGate
+from comity_node.protocol.token import Key, Token
+from comity_node.runtime.agreements import Agreements
+from comity_node.runtime.passing.ports import Outgoing, Pacts, Refusal
+from comity_node.storage import journeys
+from comity_node.storage import tokens as custody
+
+#: Tokens of which it is remembered under which policy they passed; of a forgotten one the policy is asked again.
+_PASSED_KEPT = 65_536
+#: (organization, agreement, role) of which it is remembered that tokens of it wait.
+_WAITS_KEPT = 1_024
+#: How soon a token is tried again whose agreement is suspended, here or at the other side.
+_SUSPENDED_S = 5.0
+
+
+class Caller(str):
+    """The name of an organization, and its node that the link has attested: who brings tokens."""
+
+    __slots__ = ("attested",)
+    attested: Attested
+
+    @classmethod
+    def of(cls, attested: Attested) -> Self:
+        """Return the caller that a link has attested."""
+        caller = cls(attested.organization)
+        caller.attested = attested
+        return caller
+
+
+class Versioned(Protocol):
+    """Tells when what was decided has to be looked at again (`recheck.Recheck`)."""
+
+    @property
+    def version(self) -> int:
+        """Grows with each change that answers of before do not know of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A token that passed once and may not leave now; `retry_after_s` over 0: it may perhaps leave then."""
+
+    reason: str
+    retry_after_s: float = 0.0
+
+
+class TokenGateway:
+    """Lets tokens pass (`ports.Gateway`)."""
+
+    def __init__(self, gate: TokenGate, agreements: Agreements, pacts: Pacts, recheck: Versioned) -> None:
+        """Have `gate` decide about tokens under `agreements`; `recheck` says when to ask again."""
+        self._gate = gate
+        self._agreements = agreements
+        self._pacts = pacts
+        self._recheck = recheck
+        self._me = gate.identity.organization
+        self._passed: dict[Key, int] = {}
+        self._waits: dict[tuple[str, bytes, str], tuple[float, int, Refusal]] = {}
+
+    async def leave(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
+        """Let tokens for `to` pass, or refuse them; what passed is in its outgoing row when this returns."""
+        out: list[Token | Refusal] = [Refusal("no such agreement runs here now")] * len(rows)
+        for (digest, role), places in _alike(rows).items():
+            version = self._recheck.version
+            if (wait := self._must_wait(to, digest, role, version)) is not None:
+                came: Sequence[Token | Refusal] = [wait] * len(places)
+            else:
+                came = await self._leave(digest, to, [rows[at] for at in places])
+                self._note_waits(to, digest, role, version, came)
+            for place, passed in zip(places, came, strict=True):
+                out[place] = passed
+                if isinstance(passed, Token):
+                    self._note(passed.key, version)
+        return out
+
+    def _must_wait(self, to: str, digest: bytes, role: str, version: int) -> Refusal | None:
+        """Return the answer of a moment ago to tokens alike that had to wait, while they still have to."""
+        said = self._waits.get((to, digest, role))
+        if said is None:
+            return None
+        until_s, of_version, refusal = said
+        left_s = until_s - trio.current_time()
+        if left_s <= 0 or of_version != version:
+            del self._waits[to, digest, role]
+            return None
+        return Refusal(refusal.reason, left_s)
+
+    def _note_waits(
+        self, to: str, digest: bytes, role: str, version: int, came: Sequence[Token | Refusal]
+    ) -> None:  # fmt: skip
+        """Have all tokens alike wait as long as one: each is not asked about, and written down, by itself."""
+        refusal = next((one for one in came if isinstance(one, Refusal) and one.retry_after_s), None)
+        if refusal is not None:
+            if len(self._waits) >= _WAITS_KEPT:
+                self._waits.clear()
+            self._waits[to, digest, role] = trio.current_time() + refusal.retry_after_s, version, refusal
+
+    async def _leave(self, digest: bytes, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
+        pact = self._pacts.pact(digest)
+        try:
+            agreed = self._agreements.get(digest)
+        except (AgreementError, Busy) as error:
+            return [Refusal(str(error), self._again_s(digest, error))] * len(rows)
+        if pact is None or to not in agreed.participants:
+            return [Refusal("no such agreement runs with them now")] * len(rows)
+        leaving = [Leaving(row.token, row.role) for row in rows]
+
+        def keep(connection: sqlite3.Connection, came: Sequence[Token | Denied]) -> None:
+            custody.set_passed(
+                connection,
+                [
+                    (row.token.key, None if isinstance(one, Denied) else one)
+                    for row, one in zip(rows, came, strict=True)
+                ],
+            )
+            gone = zip(rows, came, strict=True)
+            own = [row.token for row, one in gone if isinstance(one, Token) and row.token.home == self._me]
+            journeys.keep_ways(connection, [token for token in own if token.hops])
+
+        came = await self._gate.out(agreed, pact.flow, to, leaving, keep)
+        return [Refusal(one.reason, one.retry_after_s) if isinstance(one, Denied) else one for one in came]
+
+    def _again_s(self, digest: bytes, error: AgreementError | Busy) -> float:
+        """Return after how many seconds an agreement under which nothing may happen now may be in force; 0: never."""
+        if isinstance(error, Busy):
+            return max(_SUSPENDED_S, error.retry_after_ms / 1000)
+        return 0.0 if self._agreements.is_over(digest) else _SUSPENDED_S
+
+    def _note(self, key: Key, version: int) -> None:
+        if len(self._passed) >= _PASSED_KEPT:
+            self._passed.clear()
+        self._passed[key] = version
+
+    def check_again(self, to: str, rows: Sequence[Outgoing]) -> Mapping[int, Stopped]:
+        """Look again at tokens that passed before the policy, the trust bundle or an agreement changed (S1).
+
+        Returns:
+            Those that may not leave now, by their place in `rows`. Nothing is counted or written down by this.
+        """
+        version = self._recheck.version
+        stopped: dict[int, Stopped] = {}
+        for place, row in enumerate(rows):
+            key = row.token.key
+            if self._passed.get(key, -1) >= version:
+                continue
+            if (why := self._why_not(to, row)) is not None:
+                stopped[place] = why
+            else:
+                self._note(key, version)
+        return stopped
+
+    def _why_not(self, to: str, row: Outgoing) -> Stopped | None:
+        digest = row.token.agreement
+        found, pact = self._find(digest), self._pacts.pact(digest)
+        if isinstance(found, Refusal):
+            return Stopped(found.reason, found.retry_after_s)
+        if pact is None:
+            return Stopped("no such agreement runs here now")
+        reason = self._gate.why_not_now(found, pact.flow, row.passed or row.token, to, row.role)
+        return Stopped(reason) if reason else None
+
+    def awaits(self, digest: bytes) -> bool:
+        """Whether an agreement is not known here: its conclusion may still be on its way."""
+        try:
+            self._agreements.get(digest)
+        except (AgreementStopped, Busy):
+            return False
+        except AgreementError:
+            return True
+        return False
+
+    def _find(self, digest: bytes) -> Agreed | Refusal:
+        try:
+            return self._agreements.get(digest)
+        except (AgreementError, Busy) as error:
+            return Refusal("no such agreement runs here now", self._again_s(digest, error))
+
+    def delivered(self, keys: Sequence[Key]) -> None:
+        """Forget tokens that somebody else has."""
+        for key in keys:
+            self._passed.pop(key, None)
+
+    async def arrive(self, sender: str, tokens: Sequence[Token]) -> Sequence[Refusal | None]:
+        """Let tokens of `sender`, who is a `Caller`, in, or refuse them."""
+        assert isinstance(sender, Caller), "tokens come from an attested node"
+        out: list[Refusal | None] = [Refusal("no such agreement runs here now")] * len(tokens)
+        for digest, places in _by_agreement(tokens).items():
+            pact, found = self._pacts.pact(digest), self._find(digest)
+            if isinstance(found, Refusal):
+                for place in places:
+                    out[place] = found
+                continue
+            if pact is None:
+                continue
+            came = await self._gate.arrive(found, pact.flow, sender.attested, [tokens[at] for at in places])
+            for place, denied in zip(places, came, strict=True):
+                out[place] = None if denied is None else Refusal(denied.reason, denied.retry_after_s)
+        return out
+
+
+def _alike(rows: Sequence[Outgoing]) -> dict[tuple[bytes, str], list[int]]:
+    groups: dict[tuple[bytes, str], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault((row.token.agreement, row.role), []).append(place)
+    return groups
+
+
+def _by_agreement(tokens: Sequence[Token]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for place, token in enumerate(tokens):
+        groups.setdefault(token.agreement, []).append(place)
+    return groups

@@ -1,0 +1,45 @@
+"""How long steps take away from home: what is far above it is a straggler (hedged requests: Dean and Barroso, 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+_SAMPLES = 128
+_EVERY = 16
+_LEAST = 16
+
+
+class _Times:
+    __slots__ = ("count", "p95_s", "samples")
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+        self.count = 0
+        self.p95_s: float | None = None
+
+
+class Percentiles:
+    """The 95th percentile of the last 128 times of each kind."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._times: dict[Hashable, _Times] = {}
+
+    def add(self, kind: Hashable, after_s: float) -> None:
+        """Learn that one took `after_s` seconds."""
+        times = self._times.get(kind)
+        if times is None:
+            times = self._times[kind] = _Times()
+        if len(times.samples) < _SAMPLES:
+            times.samples.append(after_s)
+        else:
+            times.samples[times.count % _SAMPLES] = after_s
+        times.count += 1
+        if times.count >= _LEAST and times.count % _EVERY == 0:
+            ordered = sorted(times.samples)
+            times.p95_s = ordered[int(len(ordered) * 0.95)]
+
+    def p95_s(self, kind: Hashable) -> float | None:
+        """Return the 95th percentile; None: too few are known."""
+        times = self._times.get(kind)
+        return None if times is None else times.p95_s
