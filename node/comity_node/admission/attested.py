@@ -28,6 +28,8 @@ from comity_node.policy.shaping import reached
 
 DISTANCE: Final = "min_distance_to_private"
 NOISE: Final = "noise"
+#: SHA-256, in hex, of the last hop of the way on which the record was made: what binds that history to it.
+JOURNEY: Final = "journey"
 _RELEASE_BYTES: Final = 32
 _READ: Final = 1024
 

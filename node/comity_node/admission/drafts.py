@@ -30,12 +30,16 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A record on its way out: `history` is oldest first and grows with each hop."""
+    """A record on its way out: `history` is oldest first and grows with each hop.
+
+    `journey` is SHA-256 of the last hop of the way on which it was made, if its agreement has a flow.
+    """
 
     task_id: bytes
     revision: int
     record: bytes
     history: tuple[bytes, ...] = ()
+    journey: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

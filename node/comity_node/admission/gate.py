@@ -23,7 +23,7 @@ from comity_node.admission.gathering import Gathering
 from comity_node.admission.knowledge import Knowledge
 from comity_node.admission.pseudonyms import Pseudonyms
 from comity_node.admission.questions import Question, Waiting
-from comity_node.admission.settling import Call, Settled, settle_all
+from comity_node.admission.settling import Also, Call, Settled, settle_all
 from comity_node.admission.shapes import Shape, Shapes, keep
 from comity_node.policy.engine import Policy
 from comity_node.policy.model import Decision, Rate, Request
@@ -73,7 +73,7 @@ class Gate:
             PolicyDenied: it speaks for another organization; the one before stays.
         """
         _check_owner(policy, self.identity)
-        await self._knowledge.refresh(policy)
+        await self._knowledge.refresh(policy, self.now_ms())
         self.policy = policy
 
     def asks(self, label: str) -> bool:
@@ -82,7 +82,7 @@ class Gate:
 
     async def look(self) -> None:
         """Read what `consider` may have to know."""
-        await self._knowledge.refresh(self.policy)
+        await self._knowledge.refresh(self.policy, self.now_ms())
 
     def consider(self, request: Request) -> Decision:
         """Return what the policy would say now, without asking it: nothing is counted, noted or allowed by this.
@@ -108,8 +108,21 @@ class Gate:
             if policy is self.policy:
                 return decisions
 
-    async def _decide(self, policy: Policy, questions: Sequence[Question]) -> list[Decision]:
-        await self._knowledge.refresh(policy)
+    async def settle(self, policy: Policy, questions: Sequence[Question], also: Also) -> list[Decision]:
+        """Decide by one policy, and do something about the decisions in the transaction that has them in the log.
+
+        Whoever calls this compares `policy` with the one in force afterwards, and asks anew if it was replaced: what
+        was done by then has to be of a sort that the next call can put right.
+
+        Args:
+            policy: the one that was in force when the questions were put together.
+            questions: what is decided.
+            also: called with the transaction's connection and the decisions; what it raises undoes them, too.
+        """
+        return await self._decide(policy, questions, also)
+
+    async def _decide(self, policy: Policy, questions: Sequence[Question], also: Also | None = None) -> list[Decision]:
+        await self._knowledge.refresh(policy, self.now_ms())
         now_ms = self.now_ms()
         asked = questions
         if self._knowledge.adds(policy):
@@ -118,7 +131,7 @@ class Gate:
             ]
         decisions = [policy.decide(question.request) for question in asked]
         shapes = [self._shapes.of(question.request) for question in asked]
-        return await self._deciding.do(Call(policy, asked, decisions, shapes, now_ms))
+        return await self._deciding.do(Call(policy, asked, decisions, shapes, now_ms, also))
 
     async def _write(self, calls: Sequence[Call]) -> list[list[Decision]]:
         new = {shape.digest: shape for call in calls for shape in call.shapes if not shape.settled}

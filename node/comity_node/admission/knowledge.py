@@ -57,10 +57,10 @@ class Knowledge:
         """Whether anything is added to requests under a policy."""
         return self.asks(policy, TIME) or self.asks(policy, RELIABILITY)
 
-    async def refresh(self, policy: Policy) -> None:
+    async def refresh(self, policy: Policy, now_ms: int) -> None:
         """Read what has been learned about others since the last time, if a rule asks."""
         if self.asks(policy, RELIABILITY):
-            self._known = _by_role(await self._database.read(list_reliability))
+            self._known = _by_role(await self._database.read(lambda c: list_reliability(c, now_ms)))
 
     def complete(self, policy: Policy, request: Request, now_ms: int) -> Request:
         """Return the request with what the gate knows. What it does not is left out: the rule cannot be decided."""
@@ -74,4 +74,4 @@ class Knowledge:
 
 
 def _by_role(rows: Iterable[ReliabilityRow]) -> Mapping[tuple[str, str], float]:
-    return {(row.organization, row.role): mean(row.agreed, row.disagreed) for row in rows}
+    return {(row.organization, row.role): row.reliability for row in rows}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from comity.digest import canonical_json
@@ -38,6 +39,7 @@ class Question:
         agreement: digest of the agreement that it happens under; empty before there is one.
         amount: records that count against the rates and quotas of the rules that allow it.
         spending: what is spent of their privacy budgets; None if no noise was added.
+        note: what its entry in the audit log says beside the rest.
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Question:
     agreement: bytes = b""
     amount: int = 1
     spending: Spending | None = None
+    note: Mapping[str, str | int | Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import trio
 
 from comity import hops
 from comity.agreement import Agreed
+from comity.certificate import signing_moment
 from comity.digest import canonical_json, sha256
 from comity.errors import (
     AgreementError,
@@ -50,6 +51,7 @@ from comity_node.admission.noise import NoiseSource
 from comity_node.policy import obligations as duties
 from comity_node.policy.conditions import Labels, LabelValue
 from comity_node.policy.model import Decision, Obligations, Request
+from comity_node.tracing import NULL, Subject, Tracer
 
 __all__ = ["ROLE", "Dataset", "Draft", "RecordGate", "Refused", "read_fields", "to_task"]
 
@@ -68,6 +70,8 @@ class RecordGate:
         """Guard the records of `datasets` (by name)."""
         self._gate = gate
         self._datasets = datasets
+        #: Is told when records leave and come in.
+        self.tracer: Tracer = NULL
         #: One core for each organization at most: verifying its records is the work that it can make.
         self._checkers: dict[str, trio.CapacityLimiter] = {}
 
@@ -146,6 +150,8 @@ class RecordGate:
             said[attested.DISTANCE] = repr(owed.min_distance_to_private)
         if noise.drawn:
             said[attested.NOISE] = attested.noise_note(noise, self._gate.new_id() + self._gate.new_id())
+        if draft.journey:
+            said[attested.JOURNEY] = draft.journey.hex()
         record = canonical_json(dict(fields))
         passage = self.passage(agreed, replace(draft, record=record), hops.CREATE, attested=said)
         hop = hops.sign_hop(self.identity, passage, draft.history)
@@ -182,6 +188,7 @@ class RecordGate:
         self, agreed: Agreed, drafts: Sequence[Draft], to: str, *, action: str, kind: str,
         known: Mapping[bytes, Labels] = _NONE_KNOWN,
     ) -> list[Draft | Refused]:  # fmt: skip
+        start_ns = self.tracer.now_ns()
         fields = [read_fields(draft.record) for draft in drafts]
         questions = [
             self._question(agreed, draft, each, to, action, kind, known.get(draft.task_id, {}))
@@ -202,6 +209,10 @@ class RecordGate:
             passage = self.passage(agreed, one, action, to=to, decision=decision)
             hop = hops.sign_hop(self.identity, passage, one.history)
             out.append(replace(one, history=(*one.history, hop)))
+        if self.tracer.enabled:
+            subjects = [Subject(draft.task_id, agreed.digest) for draft in drafts]
+            outcomes = ["refused" if isinstance(one, Refused) else "passed" for one in out]
+            self.tracer.record("egress", subjects, start_ns, peer=to, skill=action, outcomes=outcomes)
         return out
 
     def _question(
@@ -279,6 +290,7 @@ class RecordGate:
             CertificateInvalid: a history does not verify.
             InvalidRecord: a record does not fit the schema.
         """
+        start_ns = self.tracer.now_ns()
         me = self.identity.organization
         agreed.check_active(self._gate.now_ms())
         if sender.organization not in agreed.participants or me not in agreed.participants:
@@ -316,6 +328,10 @@ class RecordGate:
                 raise InvalidRecord(wrong)
             out.append(both)
         duties.verify_batch(of_batches(duties.merge_all(out)), [fields for fields, _ in checked])
+        if self.tracer.enabled:
+            subjects = [Subject(task.id, agreed.digest) for task in tasks]
+            passed = ["passed"] * len(tasks)
+            self.tracer.record("receive", subjects, start_ns, peer=sender.organization, skill=action, outcomes=passed)
         return out
 
     def _check_history(
@@ -398,6 +414,7 @@ class RecordGate:
         decision: Decision | None = None, attested: Mapping[str, str] | None = None,
     ) -> hops.Passage:  # fmt: skip
         """Return what a hop of this draft says."""
+        last_ms = hops.last_moment(draft.history) if draft.history else 0
         return hops.Passage(
             task_id=draft.task_id,
             revision=draft.revision,
@@ -405,7 +422,7 @@ class RecordGate:
             action=action,
             purpose=agreed.terms.purpose,
             policy_digest=self._gate.policy.digest,
-            at_ms=self._gate.now_ms(),
+            at_ms=signing_moment(self._gate.now_ms(), agreed.terms.issued_ms, last_ms),
             to_organization=to,
             rules=decision.rules if decision else (),
             attested=attested or {},

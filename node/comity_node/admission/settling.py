@@ -33,6 +33,10 @@ _LONGEST_REASON: Final = 1000
 _LONGEST_TEXT: Final = 128
 
 
+#: What is done about the decisions of a call in the transaction that has them written down.
+Also = Callable[[sqlite3.Connection, Sequence[Decision]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What one call of `Gate.decide` has to have settled: questions, and what the policy of that time says to each."""
@@ -42,6 +46,7 @@ class Call:
     decisions: Sequence[Decision]
     shapes: Sequence[Shape]
     now_ms: int
+    also: Also | None = None
 
 
 @dataclass(slots=True)
@@ -66,6 +71,8 @@ def settle_all(connection: sqlite3.Connection, calls: Sequence[Call], new_id: Ca
     for call in calls:
         one = _Settling(connection, call, new_id)
         settled.decisions.append(one.settle())
+        if call.also is not None:
+            call.also(connection, settled.decisions[-1])
         settled.notices += one.notify()
         settled.asked += one.asked
         log += [(entry, call.now_ms) for entry in one.log]
@@ -272,7 +279,8 @@ def _denial(rule: str, reason: str) -> Decision:
 
 def _entry(question: Question, decision: Decision, policy: Policy, shape: Shape) -> audit.AuditEntry:
     request = question.request
-    more: dict[str, str | int] = {"request": shape.digest} if shape.digest else {}
+    more: dict[str, audit.Detail] = {"request": shape.digest} if shape.digest else {}
+    more.update(question.note)
     if len(decision.rules) > _MOST_NAMED:
         more["more_rules"] = len(decision.rules) - _MOST_NAMED
     return audit.AuditEntry(

@@ -9,12 +9,12 @@ import sqlite3
 from typing import Final
 
 from comity.errors import StorageError
-from comity_node.storage.tables import audit, enforcement, holdings, work
+from comity_node.storage.tables import audit, enforcement, holdings, passing, reviewing, work
 
 #: `PRAGMA application_id`: "cmty" in ASCII.
 APPLICATION_ID: Final = 0x636D7479
 #: `PRAGMA user_version` of the tables.
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 #: STRICT tables came with 3.37, JSON functions in every build with 3.38.
 MIN_SQLITE: Final = (3, 38, 0)
 
@@ -23,6 +23,7 @@ ADDED: Final = {
     2: work.META + work.WORK + work.MESSAGES + enforcement.COUNTERS + holdings.RECORDS + audit.AUDIT,
     3: holdings.BULK + enforcement.REVOCATIONS,
     4: enforcement.POLICIES + enforcement.ENFORCEMENT + audit.WITNESSES + work.NEGOTIATIONS,
+    5: passing.PASSING + reviewing.REVIEWING,
 }
 
 

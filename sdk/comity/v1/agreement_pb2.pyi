@@ -43,6 +43,8 @@ class Terms(_message.Message):
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
     WORKFLOW_DIGEST_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
+    FLOW_FIELD_NUMBER: _builtins.int
+    HOMES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """16 random bytes, hex."""
     revision: _builtins.int
@@ -65,6 +67,10 @@ class Terms(_message.Message):
     """SHA-256 of the workflow document that was submitted."""
     replaces: _builtins.bytes
     """Digest of the agreement that this one takes the place of; empty when it is a new one."""
+    flow: _builtins.bytes
+    """The steps by which each record is made: a flow as canonical JSON (RFC 8785). Empty: an organization's own agent makes
+    its records by itself.
+    """
     @_builtins.property
     def participants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sorted organization names, the initiator among them."""
@@ -73,6 +79,10 @@ class Terms(_message.Message):
     def review(self) -> Global___ReviewTerms: ...
     @_builtins.property
     def obligations(self) -> Global___Obligations: ...
+    @_builtins.property
+    def homes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The organizations whose records are made, sorted. Empty: all participants."""
+
     def __init__(
         self,
         *,
@@ -94,10 +104,12 @@ class Terms(_message.Message):
         expires_ms: _builtins.int = ...,
         workflow_digest: _builtins.bytes = ...,
         replaces: _builtins.bytes = ...,
+        flow: _builtins.bytes = ...,
+        homes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["obligations", b"obligations", "review", b"review"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_records", b"batch_records", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "dataset", b"dataset", "expires_ms", b"expires_ms", "id", b"id", "initiator", b"initiator", "issued_ms", b"issued_ms", "lease_seconds", b"lease_seconds", "obligations", b"obligations", "participants", b"participants", "purpose", b"purpose", "records_per_organization", b"records_per_organization", "repair_rounds", b"repair_rounds", "replaces", b"replaces", "review", b"review", "revision", b"revision", "workflow_digest", b"workflow_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_records", b"batch_records", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "dataset", b"dataset", "expires_ms", b"expires_ms", "flow", b"flow", "homes", b"homes", "id", b"id", "initiator", b"initiator", "issued_ms", b"issued_ms", "lease_seconds", b"lease_seconds", "obligations", b"obligations", "participants", b"participants", "purpose", b"purpose", "records_per_organization", b"records_per_organization", "repair_rounds", b"repair_rounds", "replaces", b"replaces", "review", b"review", "revision", b"revision", "workflow_digest", b"workflow_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +123,9 @@ class ReviewTerms(_message.Message):
     FAULTY_FIELD_NUMBER: _builtins.int
     QUORUM_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
+    PANEL_FIELD_NUMBER: _builtins.int
+    DRAW_COMMITMENTS_FIELD_NUMBER: _builtins.int
+    COMMIT_REVEAL_FIELD_NUMBER: _builtins.int
     eligible: _builtins.int
     """Votes of distinct organizations that a certificate takes (q) for n eligible reviewers, f of them
     faulty: q = floor((n + f) / 2) + 1, n >= 3 f + 1.
@@ -119,6 +134,16 @@ class ReviewTerms(_message.Message):
     quorum: _builtins.int
     min_score: _builtins.int
     """0..10000; a review votes to accept at or above it."""
+    panel: _builtins.int
+    """So many of the others, drawn for each batch, judge it: then eligible is this. 0: all others do."""
+    commit_reveal: _builtins.bool
+    """Scores are committed to before any is shown."""
+    @_builtins.property
+    def draw_commitments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """With a panel: SHA-256 of what each participant adds to the draw, in the order of the participants. Everybody is
+        bound by it before anybody knows what another one adds (comity.draw). Empty while the terms are negotiated.
+        """
+
     def __init__(
         self,
         *,
@@ -126,10 +151,13 @@ class ReviewTerms(_message.Message):
         faulty: _builtins.int = ...,
         quorum: _builtins.int = ...,
         min_score: _builtins.int = ...,
+        panel: _builtins.int = ...,
+        draw_commitments: _abc.Iterable[_builtins.bytes] | None = ...,
+        commit_reveal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible", b"eligible", "faulty", b"faulty", "min_score", b"min_score", "quorum", b"quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_reveal", b"commit_reveal", "draw_commitments", b"draw_commitments", "eligible", b"eligible", "faulty", b"faulty", "min_score", b"min_score", "panel", b"panel", "quorum", b"quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,11 +374,14 @@ class ProposalAnswer(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    DRAW_FIELD_NUMBER: _builtins.int
     terms_digest: _builtins.bytes
     accept: _builtins.bytes
     """Envelope (kind "terms") over the proposed terms."""
     counter: _builtins.bytes
     """Terms that this organization would sign instead: never looser than the proposal."""
+    draw: _builtins.bytes
+    """With `accept`, if there is a panel: what this organization adds to the draw (32 bytes)."""
     @_builtins.property
     def reject(self) -> Global___Refusal: ...
     @_builtins.property
@@ -375,10 +406,11 @@ class ProposalAnswer(_message.Message):
         ready: Global___Ready | None = ...,
         waiting: Global___Waiting | None = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        draw: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "counter", b"counter", "ready", b"ready", "reject", b"reject", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "chain", b"chain", "counter", b"counter", "ready", b"ready", "reject", b"reject", "terms_digest", b"terms_digest", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "answer", b"answer", "chain", b"chain", "counter", b"counter", "draw", b"draw", "ready", b"ready", "reject", b"reject", "terms_digest", b"terms_digest", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["accept", "counter", "reject", "ready", "waiting"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
@@ -390,12 +422,17 @@ Global___ProposalAnswer: _TypeAlias = ProposalAnswer  # noqa: Y015
 class Ready(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    DRAW_COMMITMENT_FIELD_NUMBER: _builtins.int
+    draw_commitment: _builtins.bytes
+    """If there is a panel: SHA-256 of what this organization will add to the draw."""
     def __init__(
         self,
+        *,
+        draw_commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draw_commitment", b"draw_commitment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,9 +521,12 @@ class AgreementSignature(_message.Message):
     ORGANIZATION_FIELD_NUMBER: _builtins.int
     ENVELOPE_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    DRAW_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     envelope: _builtins.bytes
     """Envelope (kind "terms")."""
+    draw: _builtins.bytes
+    """If there is a panel: what this organization adds to the draw (32 bytes)."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -495,10 +535,11 @@ class AgreementSignature(_message.Message):
         organization: _builtins.str = ...,
         envelope: _builtins.bytes = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        draw: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "envelope", b"envelope", "organization", b"organization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "draw", b"draw", "envelope", b"envelope", "organization", b"organization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

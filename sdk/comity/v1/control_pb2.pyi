@@ -69,6 +69,12 @@ class GetStatusResponse(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     SKILLS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    ROUTER_FIELD_NUMBER: _builtins.int
+    FAIR_ORGANIZATIONS_FIELD_NUMBER: _builtins.int
+    FAIR_WORKFLOWS_FIELD_NUMBER: _builtins.int
+    AUDIT_ENTRIES_FIELD_NUMBER: _builtins.int
+    DATABASE_BYTES_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     node: _builtins.str
     peer_id: _builtins.str
@@ -77,6 +83,12 @@ class GetStatusResponse(_message.Message):
     version: _builtins.str
     started_ms: _builtins.int
     policy_digest: _builtins.str
+    fair_organizations: _builtins.float
+    """Jain's index over what organizations, and workflows, got lately: 1 is fair."""
+    fair_workflows: _builtins.float
+    audit_entries: _builtins.int
+    """Entries of the audit log, and bytes of the database's files."""
+    database_bytes: _builtins.int
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -86,6 +98,14 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What somebody should see to: a changed file that was refused, a certificate or a bundle that is about to expire."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillLoad]:
+        """How much there is to do for the connected workers, by skill."""
+
+    @_builtins.property
+    def router(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouterPeer]:
+        """What the router knows, by organization and skill."""
 
     def __init__(
         self,
@@ -102,14 +122,120 @@ class GetStatusResponse(_message.Message):
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         skills: _abc.Iterable[_builtins.str] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        loads: _abc.Iterable[Global___SkillLoad] | None = ...,
+        router: _abc.Iterable[Global___RouterPeer] | None = ...,
+        fair_organizations: _builtins.float = ...,
+        fair_workflows: _builtins.float = ...,
+        audit_entries: _builtins.int = ...,
+        database_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "counters", b"counters", "node", b"node", "organization", b"organization", "peer_id", b"peer_id", "policy_digest", b"policy_digest", "skills", b"skills", "started_ms", b"started_ms", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "audit_entries", b"audit_entries", "bundle_epoch", b"bundle_epoch", "consortium", b"consortium", "counters", b"counters", "database_bytes", b"database_bytes", "fair_organizations", b"fair_organizations", "fair_workflows", b"fair_workflows", "loads", b"loads", "node", b"node", "organization", b"organization", "peer_id", b"peer_id", "policy_digest", b"policy_digest", "router", b"router", "skills", b"skills", "started_ms", b"started_ms", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class RouterPeer(_message.Message):
+    """What a node has seen of an organization that it asks for a skill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKILL_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    EXPECTED_MS_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    RELIABILITY_FIELD_NUMBER: _builtins.int
+    skill: _builtins.str
+    organization: _builtins.str
+    expected_ms: _builtins.float
+    """Milliseconds in which it is expected to answer."""
+    outstanding: _builtins.int
+    window: _builtins.int
+    """What may be under way there."""
+    circuit: _builtins.str
+    """"closed", "open" or "half-open"."""
+    answers: _builtins.int
+    failures: _builtins.int
+    busy: _builtins.int
+    share: _builtins.float
+    """Of the market; 0 without an award."""
+    price: _builtins.float
+    reliability: _builtins.float
+    """As a reviewer, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        skill: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        expected_ms: _builtins.float = ...,
+        outstanding: _builtins.int = ...,
+        window: _builtins.int = ...,
+        circuit: _builtins.str = ...,
+        answers: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        share: _builtins.float = ...,
+        price: _builtins.float = ...,
+        reliability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "busy", b"busy", "circuit", b"circuit", "expected_ms", b"expected_ms", "failures", b"failures", "organization", b"organization", "outstanding", b"outstanding", "price", b"price", "reliability", b"reliability", "share", b"share", "skill", b"skill", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouterPeer: _TypeAlias = RouterPeer  # noqa: Y015
+
+@_typing.final
+class SkillLoad(_message.Message):
+    """What workers of one skill have to do. A worker that offers several skills counts for each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKILL_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_MS_FIELD_NUMBER: _builtins.int
+    skill: _builtins.str
+    workers: _builtins.int
+    """Connected, and not about to leave."""
+    running: _builtins.int
+    """Calls that a worker has."""
+    free: _builtins.int
+    """Calls that the workers would take at once."""
+    waiting: _builtins.int
+    """Calls that wait for a worker."""
+    waiting_ms: _builtins.int
+    """How long the oldest of them has waited."""
+    def __init__(
+        self,
+        *,
+        skill: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        running: _builtins.int = ...,
+        free: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        waiting_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "running", b"running", "skill", b"skill", "waiting", b"waiting", "waiting_ms", b"waiting_ms", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkillLoad: _TypeAlias = SkillLoad  # noqa: Y015
 
 @_typing.final
 class ListPeersRequest(_message.Message):
@@ -490,6 +616,46 @@ class Workflow(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JourneysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HoldersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -500,9 +666,11 @@ class Workflow(_message.Message):
     REFUSED_BY_FIELD_NUMBER: _builtins.int
     REJECTED_BY_FIELD_NUMBER: _builtins.int
     REPAIRED_FIELD_NUMBER: _builtins.int
+    JOURNEYS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     state: _builtins.str
-    """"negotiating", "running", "done", "failed"."""
+    """"negotiating", "running", "done", "failed", "cancelled"."""
     reason: _builtins.str
     agreement_digest: _builtins.str
     terms: _builtins.bytes
@@ -521,6 +689,16 @@ class Workflow(_message.Message):
 
     @_builtins.property
     def rejected_by(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def journeys(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """With a flow: this organization's tasks that go from step to step, by state ("queued": they are here; "leased";
+        "done": the record is judged, "completed", "dropped", "failed", "expired", "cancelled").
+        """
+
+    @_builtins.property
+    def holders(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Those that are out, by who has them."""
+
     def __init__(
         self,
         *,
@@ -534,14 +712,565 @@ class Workflow(_message.Message):
         refused_by: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rejected_by: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         repaired: _builtins.int = ...,
+        journeys: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        holders: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "reason", b"reason", "refused_by", b"refused_by", "rejected_by", b"rejected_by", "repaired", b"repaired", "state", b"state", "steps", b"steps", "tasks", b"tasks", "terms", b"terms", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "holders", b"holders", "journeys", b"journeys", "reason", b"reason", "refused_by", b"refused_by", "rejected_by", b"rejected_by", "repaired", b"repaired", "state", b"state", "steps", b"steps", "tasks", b"tasks", "terms", b"terms", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workflow: _TypeAlias = Workflow  # noqa: Y015
+
+@_typing.final
+class CancelWorkflowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    reason: _builtins.str
+    """For the audit log and the tasks; may be empty."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelWorkflowRequest: _TypeAlias = CancelWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class CancelWorkflowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """Tasks that were under way or not decided."""
+    def __init__(
+        self,
+        *,
+        tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelWorkflowResponse: _TypeAlias = CancelWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class ListTasksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """Empty: of every workflow."""
+    state: _builtins.str
+    """Empty: in every state."""
+    limit: _builtins.int
+    """0: as many as one answer has at most."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "state", b"state", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
+
+@_typing.final
+class ListTasksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more that fit."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskSummary]:
+        """Own tasks, the one that changed last first."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[Global___TaskSummary] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
+
+@_typing.final
+class TaskSummary(_message.Message):
+    """One of this organization's tasks. With a flow: from its first step until its record is certified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RECORD_TASK_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OPENED_MS_FIELD_NUMBER: _builtins.int
+    UPDATED_MS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    workflow_id: _builtins.str
+    agreement_digest: _builtins.str
+    state: _builtins.str
+    """Of the way ("queued", "leased", "completed", ...), then of the record that it made."""
+    reason: _builtins.str
+    record_task_id: _builtins.str
+    """The task as which the record is judged; empty before that, and without a flow."""
+    attempt: _builtins.int
+    """With a flow: how often the home sent it out, the step it is at, and who has it (empty: it is here)."""
+    step: _builtins.str
+    holder: _builtins.str
+    revision: _builtins.int
+    """How often the record was repaired."""
+    opened_ms: _builtins.int
+    """0 if it is not known."""
+    updated_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        agreement_digest: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        record_task_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        step: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        opened_ms: _builtins.int = ...,
+        updated_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "attempt", b"attempt", "holder", b"holder", "opened_ms", b"opened_ms", "reason", b"reason", "record_task_id", b"record_task_id", "revision", b"revision", "state", b"state", "step", b"step", "task_id", b"task_id", "updated_ms", b"updated_ms", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskSummary: _TypeAlias = TaskSummary  # noqa: Y015
+
+@_typing.final
+class ShowTaskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """As much of the id's beginning as names one (six digits at least)."""
+    record: _builtins.bool
+    """The record, or the row under way, too."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        record: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowTaskRequest: _TypeAlias = ShowTaskRequest  # noqa: Y015
+
+@_typing.final
+class ShowTaskResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    HOPS_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    REVIEWERS_FIELD_NUMBER: _builtins.int
+    REVIEWS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    ENTRIES_CUT_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    deadline_ms: _builtins.int
+    """When everybody drops it; 0 without a flow, or when its way is over."""
+    unverified: _builtins.str
+    """Why a hop does not verify; empty if all do."""
+    entries_cut: _builtins.bool
+    """The log was not searched to its end: there may be more."""
+    record: _builtins.bytes
+    """JSON; empty if it was not asked for."""
+    @_builtins.property
+    def task(self) -> Global___TaskSummary: ...
+    @_builtins.property
+    def hops(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskHop]: ...
+    @_builtins.property
+    def reviewers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskReviewer]: ...
+    @_builtins.property
+    def reviews(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskReview]: ...
+    @_builtins.property
+    def certificate(self) -> Global___TaskCertificate: ...
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskDelivery]: ...
+    @_builtins.property
+    def feedback(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What reviewers asked for, last."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEntry]:
+        """Entries of the audit log that name it, by their place."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___TaskSummary | None = ...,
+        deadline_ms: _builtins.int = ...,
+        hops: _abc.Iterable[Global___TaskHop] | None = ...,
+        unverified: _builtins.str = ...,
+        reviewers: _abc.Iterable[Global___TaskReviewer] | None = ...,
+        reviews: _abc.Iterable[Global___TaskReview] | None = ...,
+        certificate: Global___TaskCertificate | None = ...,
+        deliveries: _abc.Iterable[Global___TaskDelivery] | None = ...,
+        feedback: _abc.Iterable[_builtins.str] | None = ...,
+        entries: _abc.Iterable[Global___TaskEntry] | None = ...,
+        entries_cut: _builtins.bool = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "deadline_ms", b"deadline_ms", "deliveries", b"deliveries", "entries", b"entries", "entries_cut", b"entries_cut", "feedback", b"feedback", "hops", b"hops", "record", b"record", "reviewers", b"reviewers", "reviews", b"reviews", "task", b"task", "unverified", b"unverified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowTaskResponse: _TypeAlias = ShowTaskResponse  # noqa: Y015
+
+@_typing.final
+class TaskHop(_message.Message):
+    """A node let the task pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttestedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AT_MS_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    TO_ORGANIZATION_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
+    ATTESTED_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    at_ms: _builtins.int
+    organization: _builtins.str
+    """Whose node signed."""
+    node: _builtins.str
+    to_organization: _builtins.str
+    role: _builtins.str
+    """The skill that was asked for, "home", or an action of the policy language."""
+    attempt: _builtins.int
+    sequence: _builtins.int
+    revision: _builtins.int
+    policy_digest: _builtins.str
+    verified: _builtins.bool
+    """Its signature, and that it follows from the hop before it."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def attested(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        at_ms: _builtins.int = ...,
+        organization: _builtins.str = ...,
+        node: _builtins.str = ...,
+        to_organization: _builtins.str = ...,
+        role: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
+        policy_digest: _builtins.str = ...,
+        attested: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        verified: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "attested", b"attested", "node", b"node", "organization", b"organization", "policy_digest", b"policy_digest", "revision", b"revision", "role", b"role", "rules", b"rules", "sequence", b"sequence", "to_organization", b"to_organization", "verified", b"verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskHop: _TypeAlias = TaskHop  # noqa: Y015
+
+@_typing.final
+class TaskReviewer(_message.Message):
+    """An organization that was asked to review, in one revision of the record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    OFFERED_MS_FIELD_NUMBER: _builtins.int
+    LEASE_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    COMMITTED_MS_FIELD_NUMBER: _builtins.int
+    IN_SET_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    revision: _builtins.int
+    state: _builtins.str
+    """"offered", "held", "voted", "refused" or "expired"."""
+    offered_ms: _builtins.int
+    lease_until_ms: _builtins.int
+    committed_ms: _builtins.int
+    """When its commitment came; 0 without one. And whether it is one of those that count."""
+    in_set: _builtins.bool
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        state: _builtins.str = ...,
+        offered_ms: _builtins.int = ...,
+        lease_until_ms: _builtins.int = ...,
+        committed_ms: _builtins.int = ...,
+        in_set: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_ms", b"committed_ms", "in_set", b"in_set", "lease_until_ms", b"lease_until_ms", "offered_ms", b"offered_ms", "organization", b"organization", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskReviewer: _TypeAlias = TaskReviewer  # noqa: Y015
+
+@_typing.final
+class TaskReview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AxesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    REVIEWER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ACCEPT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    AXES_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    RECEIVED_MS_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    reviewer: _builtins.str
+    revision: _builtins.int
+    accept: _builtins.bool
+    score: _builtins.int
+    at_ms: _builtins.int
+    received_ms: _builtins.int
+    late: _builtins.bool
+    """It came after the task was decided."""
+    counted: _builtins.bool
+    """It is in the certificate."""
+    @_builtins.property
+    def axes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        reviewer: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        accept: _builtins.bool = ...,
+        score: _builtins.int = ...,
+        axes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        at_ms: _builtins.int = ...,
+        received_ms: _builtins.int = ...,
+        late: _builtins.bool = ...,
+        counted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "at_ms", b"at_ms", "axes", b"axes", "counted", b"counted", "late", b"late", "organization", b"organization", "received_ms", b"received_ms", "reviewer", b"reviewer", "revision", b"revision", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskReview: _TypeAlias = TaskReview  # noqa: Y015
+
+@_typing.final
+class TaskCertificate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    ORGANIZATIONS_FIELD_NUMBER: _builtins.int
+    RECORD_DIGEST_FIELD_NUMBER: _builtins.int
+    STORED_MS_FIELD_NUMBER: _builtins.int
+    score: _builtins.int
+    record_digest: _builtins.str
+    stored_ms: _builtins.int
+    @_builtins.property
+    def organizations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        score: _builtins.int = ...,
+        organizations: _abc.Iterable[_builtins.str] | None = ...,
+        record_digest: _builtins.str = ...,
+        stored_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organizations", b"organizations", "record_digest", b"record_digest", "score", b"score", "stored_ms", b"stored_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCertificate: _TypeAlias = TaskCertificate  # noqa: Y015
+
+@_typing.final
+class TaskDelivery(_message.Message):
+    """A message about the task's batch to another organization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"task-offer" or "records"."""
+    organization: _builtins.str
+    state: _builtins.str
+    """"pending", "sent", "done" or "failed"."""
+    attempts: _builtins.int
+    reason: _builtins.str
+    created_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        state: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        created_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_ms", b"created_ms", "kind", b"kind", "organization", b"organization", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskDelivery: _TypeAlias = TaskDelivery  # noqa: Y015
+
+@_typing.final
+class TaskEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    at_ms: _builtins.int
+    kind: _builtins.str
+    action: _builtins.str
+    decision: _builtins.str
+    organization: _builtins.str
+    policy_digest: _builtins.str
+    detail: _builtins.str
+    """JSON."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        at_ms: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        action: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
+        policy_digest: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "at_ms", b"at_ms", "decision", b"decision", "detail", b"detail", "index", b"index", "kind", b"kind", "organization", b"organization", "policy_digest", b"policy_digest", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskEntry: _TypeAlias = TaskEntry  # noqa: Y015
 
 @_typing.final
 class NegotiationStep(_message.Message):

@@ -60,6 +60,21 @@ class ControlServiceStub(object):
                 request_serializer=comity_dot_v1_dot_control__pb2.GetWorkflowRequest.SerializeToString,
                 response_deserializer=comity_dot_v1_dot_control__pb2.GetWorkflowResponse.FromString,
                 _registered_method=True)
+        self.CancelWorkflow = channel.unary_unary(
+                '/comity.v1.ControlService/CancelWorkflow',
+                request_serializer=comity_dot_v1_dot_control__pb2.CancelWorkflowRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.CancelWorkflowResponse.FromString,
+                _registered_method=True)
+        self.ListTasks = channel.unary_unary(
+                '/comity.v1.ControlService/ListTasks',
+                request_serializer=comity_dot_v1_dot_control__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+        self.ShowTask = channel.unary_unary(
+                '/comity.v1.ControlService/ShowTask',
+                request_serializer=comity_dot_v1_dot_control__pb2.ShowTaskRequest.SerializeToString,
+                response_deserializer=comity_dot_v1_dot_control__pb2.ShowTaskResponse.FromString,
+                _registered_method=True)
         self.ListRecords = channel.unary_stream(
                 '/comity.v1.ControlService/ListRecords',
                 request_serializer=comity_dot_v1_dot_control__pb2.ListRecordsRequest.SerializeToString,
@@ -206,6 +221,24 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetWorkflow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelWorkflow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTasks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowTask(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,6 +409,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.GetWorkflow,
                     request_deserializer=comity_dot_v1_dot_control__pb2.GetWorkflowRequest.FromString,
                     response_serializer=comity_dot_v1_dot_control__pb2.GetWorkflowResponse.SerializeToString,
+            ),
+            'CancelWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelWorkflow,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.CancelWorkflowRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.CancelWorkflowResponse.SerializeToString,
+            ),
+            'ListTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTasks,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ListTasksRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'ShowTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowTask,
+                    request_deserializer=comity_dot_v1_dot_control__pb2.ShowTaskRequest.FromString,
+                    response_serializer=comity_dot_v1_dot_control__pb2.ShowTaskResponse.SerializeToString,
             ),
             'ListRecords': grpc.unary_stream_rpc_method_handler(
                     servicer.ListRecords,
@@ -629,6 +677,87 @@ class ControlService(object):
             '/comity.v1.ControlService/GetWorkflow',
             comity_dot_v1_dot_control__pb2.GetWorkflowRequest.SerializeToString,
             comity_dot_v1_dot_control__pb2.GetWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/CancelWorkflow',
+            comity_dot_v1_dot_control__pb2.CancelWorkflowRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.CancelWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ListTasks',
+            comity_dot_v1_dot_control__pb2.ListTasksRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.v1.ControlService/ShowTask',
+            comity_dot_v1_dot_control__pb2.ShowTaskRequest.SerializeToString,
+            comity_dot_v1_dot_control__pb2.ShowTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

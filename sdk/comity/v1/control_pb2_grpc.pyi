@@ -38,6 +38,9 @@ class ControlServiceStub:
     ListAgents: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListAgentsRequest, _control_pb2.ListAgentsResponse]
     SubmitWorkflow: _grpc.UnaryUnaryMultiCallable[_control_pb2.SubmitWorkflowRequest, _control_pb2.SubmitWorkflowResponse]
     GetWorkflow: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetWorkflowRequest, _control_pb2.GetWorkflowResponse]
+    CancelWorkflow: _grpc.UnaryUnaryMultiCallable[_control_pb2.CancelWorkflowRequest, _control_pb2.CancelWorkflowResponse]
+    ListTasks: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListTasksRequest, _control_pb2.ListTasksResponse]
+    ShowTask: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowTaskRequest, _control_pb2.ShowTaskResponse]
     ListRecords: _grpc.UnaryStreamMultiCallable[_control_pb2.ListRecordsRequest, _control_pb2.ListRecordsResponse]
     GetRecord: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetRecordRequest, _control_pb2.GetRecordResponse]
     SignExport: _grpc.UnaryUnaryMultiCallable[_control_pb2.SignExportRequest, _control_pb2.SignExportResponse]
@@ -72,6 +75,9 @@ class ControlServiceAsyncStub(ControlServiceStub):
     ListAgents: _aio.UnaryUnaryMultiCallable[_control_pb2.ListAgentsRequest, _control_pb2.ListAgentsResponse]  # type: ignore[assignment]
     SubmitWorkflow: _aio.UnaryUnaryMultiCallable[_control_pb2.SubmitWorkflowRequest, _control_pb2.SubmitWorkflowResponse]  # type: ignore[assignment]
     GetWorkflow: _aio.UnaryUnaryMultiCallable[_control_pb2.GetWorkflowRequest, _control_pb2.GetWorkflowResponse]  # type: ignore[assignment]
+    CancelWorkflow: _aio.UnaryUnaryMultiCallable[_control_pb2.CancelWorkflowRequest, _control_pb2.CancelWorkflowResponse]  # type: ignore[assignment]
+    ListTasks: _aio.UnaryUnaryMultiCallable[_control_pb2.ListTasksRequest, _control_pb2.ListTasksResponse]  # type: ignore[assignment]
+    ShowTask: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowTaskRequest, _control_pb2.ShowTaskResponse]  # type: ignore[assignment]
     ListRecords: _aio.UnaryStreamMultiCallable[_control_pb2.ListRecordsRequest, _control_pb2.ListRecordsResponse]  # type: ignore[assignment]
     GetRecord: _aio.UnaryUnaryMultiCallable[_control_pb2.GetRecordRequest, _control_pb2.GetRecordResponse]  # type: ignore[assignment]
     SignExport: _aio.UnaryUnaryMultiCallable[_control_pb2.SignExportRequest, _control_pb2.SignExportResponse]  # type: ignore[assignment]
@@ -133,6 +139,27 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.GetWorkflowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetWorkflowResponse, _abc.Awaitable[_control_pb2.GetWorkflowResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CancelWorkflow(
+        self,
+        request: _control_pb2.CancelWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.CancelWorkflowResponse, _abc.Awaitable[_control_pb2.CancelWorkflowResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListTasks(
+        self,
+        request: _control_pb2.ListTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListTasksResponse, _abc.Awaitable[_control_pb2.ListTasksResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ShowTask(
+        self,
+        request: _control_pb2.ShowTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ShowTaskResponse, _abc.Awaitable[_control_pb2.ShowTaskResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListRecords(

@@ -153,7 +153,10 @@ class TaskOffer(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.bytes
+    number: _builtins.int
+    """If there is a panel: which of its home's batches this is, from 0."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]: ...
     def __init__(
@@ -161,10 +164,11 @@ class TaskOffer(_message.Message):
         *,
         batch_id: _builtins.bytes = ...,
         tasks: _abc.Iterable[Global___Task] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "number", b"number", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,6 +274,8 @@ class Review(_message.Message):
     VALIDATOR_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
+    COMMITMENTS_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.bytes
     revision: _builtins.int
     record_digest: _builtins.bytes
@@ -287,6 +293,11 @@ class Review(_message.Message):
     at_ms: _builtins.int
     author: _builtins.str
     """The organization whose record it is: a vote is good under no other author's name."""
+    commitments: _builtins.bytes
+    """If scores are committed to first: digest of the commitments that this organization had seen before it showed its
+    own, and the 32 bytes that open its commitment.
+    """
+    nonce: _builtins.bytes
     @_builtins.property
     def axes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Axis to 0..10000; the score is their minimum."""
@@ -307,14 +318,196 @@ class Review(_message.Message):
         validator: _builtins.str = ...,
         at_ms: _builtins.int = ...,
         author: _builtins.str = ...,
+        commitments: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "author", b"author", "axes", b"axes", "bundle_epoch", b"bundle_epoch", "organization", b"organization", "record_digest", b"record_digest", "reviewer", b"reviewer", "revision", b"revision", "score", b"score", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "author", b"author", "axes", b"axes", "bundle_epoch", b"bundle_epoch", "commitments", b"commitments", "nonce", b"nonce", "organization", b"organization", "record_digest", b"record_digest", "reviewer", b"reviewer", "revision", b"revision", "score", b"score", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Review: _TypeAlias = Review  # noqa: Y015
+
+@_typing.final
+class Commitment(_message.Message):
+    """What one organization will say of the tasks of a batch, hidden; travels as an Envelope (kind "commitment")."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    agreement_digest: _builtins.bytes
+    batch_id: _builtins.bytes
+    revision: _builtins.int
+    organization: _builtins.str
+    """Who commits, and whose tasks they are."""
+    author: _builtins.str
+    at_ms: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedTask]:
+        """One for each task, in the order of the offer."""
+
+    def __init__(
+        self,
+        *,
+        agreement_digest: _builtins.bytes = ...,
+        batch_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        organization: _builtins.str = ...,
+        author: _builtins.str = ...,
+        tasks: _abc.Iterable[Global___CommittedTask] | None = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "at_ms", b"at_ms", "author", b"author", "batch_id", b"batch_id", "organization", b"organization", "revision", b"revision", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Commitment: _TypeAlias = Commitment  # noqa: Y015
+
+@_typing.final
+class CommittedTask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.bytes
+    digest: _builtins.bytes
+    """SHA-256 of the nonce and of what the review says (comity.commitment)."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommittedTask: _TypeAlias = CommittedTask  # noqa: Y015
+
+@_typing.final
+class SignedCommitment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """Envelope (kind "commitment")."""
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        chain: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedCommitment: _TypeAlias = SignedCommitment  # noqa: Y015
+
+@_typing.final
+class CommitmentSet(_message.Message):
+    """From a home to those who have committed: all commitments that count, sorted by organization. Now they show theirs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
+    COMMITMENTS_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.bytes
+    revision: _builtins.int
+    agreement_digest: _builtins.bytes
+    @_builtins.property
+    def commitments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedCommitment]: ...
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        agreement_digest: _builtins.bytes = ...,
+        commitments: _abc.Iterable[Global___SignedCommitment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "batch_id", b"batch_id", "commitments", b"commitments", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitmentSet: _TypeAlias = CommitmentSet  # noqa: Y015
+
+@_typing.final
+class CommitmentReference(_message.Message):
+    """Whose commitment, and the SHA-256 of its envelope."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitmentReference: _TypeAlias = CommitmentReference  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    """Two documents that no honest organization signs both. Anybody can check it with nothing but the trust bundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    FIRST_CHAIN_FIELD_NUMBER: _builtins.int
+    SECOND_CHAIN_FIELD_NUMBER: _builtins.int
+    first: _builtins.bytes
+    """Envelopes (kind "review" or "commitment"), the lower SHA-256 first."""
+    second: _builtins.bytes
+    @_builtins.property
+    def first_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER chains of the nodes that signed them."""
+
+    @_builtins.property
+    def second_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        first: _builtins.bytes = ...,
+        second: _builtins.bytes = ...,
+        first_chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        second_chain: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "first_chain", b"first_chain", "second", b"second", "second_chain", b"second_chain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
 class ReviewDelivery(_message.Message):
@@ -403,6 +596,9 @@ class Certificate(_message.Message):
     FAULTY_FIELD_NUMBER: _builtins.int
     QUORUM_FIELD_NUMBER: _builtins.int
     VOTES_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    COMMITMENTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.bytes
     record_digest: _builtins.bytes
     agreement_digest: _builtins.bytes
@@ -414,9 +610,16 @@ class Certificate(_message.Message):
     eligible: _builtins.int
     faulty: _builtins.int
     quorum: _builtins.int
+    batch: _builtins.int
+    """If there is a panel: which of its author's batches the task is of, and its place there; both from 0."""
+    ordinal: _builtins.int
     @_builtins.property
     def votes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vote]:
         """Sorted by organization."""
+
+    @_builtins.property
+    def commitments(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommitmentReference]:
+        """If scores are committed to first: the commitments that all voters had seen, sorted by organization."""
 
     def __init__(
         self,
@@ -432,10 +635,13 @@ class Certificate(_message.Message):
         faulty: _builtins.int = ...,
         quorum: _builtins.int = ...,
         votes: _abc.Iterable[Global___Vote] | None = ...,
+        batch: _builtins.int = ...,
+        ordinal: _builtins.int = ...,
+        commitments: _abc.Iterable[Global___CommitmentReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "author", b"author", "bundle_epoch", b"bundle_epoch", "eligible", b"eligible", "faulty", b"faulty", "quorum", b"quorum", "record_digest", b"record_digest", "score", b"score", "task_id", b"task_id", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "author", b"author", "batch", b"batch", "bundle_epoch", b"bundle_epoch", "commitments", b"commitments", "eligible", b"eligible", "faulty", b"faulty", "ordinal", b"ordinal", "quorum", b"quorum", "record_digest", b"record_digest", "score", b"score", "task_id", b"task_id", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,7 +653,10 @@ class Vote(_message.Message):
 
     REVIEW_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    COMMITMENT_FIELD_NUMBER: _builtins.int
     review: _builtins.bytes
+    commitment: _builtins.bytes
+    """If scores are committed to first: its organization's Envelope (kind "commitment")."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -455,10 +664,11 @@ class Vote(_message.Message):
         *,
         review: _builtins.bytes = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "review", b"review"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "commitment", b"commitment", "review", b"review"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,186 @@
+"""What all tokens of one agreement that pass in one moment have in common, and what is owed for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comity.agreement import Agreed
+from comity.errors import AgreementError, InvalidRecord, PolicyDenied
+from comity.v1.flow_pb2 import FlowHop
+from comity_node.admission.attested import DISTANCE
+from comity_node.admission.drafts import OF_OTHERS, Dataset, check_promised
+from comity_node.admission.gate import Gate
+from comity_node.admission.labels import terms_labels
+from comity_node.policy import obligations as duties
+from comity_node.policy.conditions import LabelValue
+from comity_node.policy.model import Decision, Obligations, Onward, Request
+from comity_node.protocol.flow import Flow
+from comity_node.protocol.token import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What is owed for a token: by the agreement and the rules that let it pass.
+
+    Attributes:
+        obligations: merged.
+        has_form: whether some of them change or look at its fields.
+    """
+
+    obligations: Obligations
+    has_form: bool
+
+
+class Frame:
+    """One agreement, as it is at the moment in which tokens pass."""
+
+    def __init__(self, gate: Gate, datasets: Mapping[str, Dataset], agreed: Agreed, flow: Flow) -> None:
+        """Look at everything that is the same for all of them."""
+        self.agreed = agreed
+        self.flow = flow
+        self.me = gate.identity.organization
+        self.promised = duties.from_terms(agreed.terms.obligations)
+        self.now_ms = gate.now_ms()
+        self._datasets = datasets
+        self._labels: Mapping[str, LabelValue] = terms_labels(agreed, gate.asks)
+        self._asks_bytes, self._asks_distance = gate.asks("bytes"), gate.asks("distance")
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest deadline that a task may have which begins now."""
+        return min(self.now_ms + self.flow.limits.seconds * 1000, self.agreed.terms.expires_ms)
+
+    @property
+    def onward(self) -> bool:
+        """Whether tokens may go from one organization to a third."""
+        return self.promised.onward is Onward.ALLOWED
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is known here about the agreement's dataset.
+
+        Raises:
+            AgreementError: nothing.
+        """
+        name = self.agreed.terms.dataset
+        try:
+            return self._datasets[name]
+        except KeyError:
+            raise AgreementError(f"this node has no dataset {name!r}; name it in node.yaml") from None
+
+    def request(
+        self, other: str, action: str, role: str, state: Mapping[str, Any], token: Token, hop: FlowHop | None = None
+    ) -> Request:
+        """Return the question about a token; `hop` is the last one of a token that comes in."""
+        labels = self._labels
+        if self._asks_bytes or self._asks_distance:
+            labels = self._more_labels(state, token, hop)
+        return Request(
+            action=action,
+            organization=other,
+            role=role,
+            purpose=self.agreed.terms.purpose,
+            dataset=self.agreed.terms.dataset,
+            kind="synthetic",
+            fields=paths_of(state),
+            labels=labels,
+        )
+
+    def _more_labels(self, state: Mapping[str, Any], token: Token, hop: FlowHop | None) -> Mapping[str, LabelValue]:
+        labels = dict(self._labels)
+        if self._asks_bytes:
+            labels["bytes"] = len(token.state)
+        if self._asks_distance:
+            distance = attested_distance(hop) if hop is not None else self._distance(state)
+            if distance is not None:
+                labels["distance"] = distance
+        return labels
+
+    def owed(self, decision: Decision, *, leaves: bool) -> Owed:
+        """Return what is owed for tokens that this decision lets pass.
+
+        Raises:
+            PolicyDenied: the agreement binds others to less than the rule asks of them; or it asks for what cannot be
+                done to a task under way: noise would be drawn at each hop anew, and rows that pass by themselves are no
+                batch to be rare in.
+        """
+        if leaves:
+            check_promised(self.agreed, decision.obligations, OF_OTHERS)
+        owed = duties.merge(self.promised, decision.obligations)
+        if owed.noise or owed.k_anonymity:
+            what = "noise" if owed.noise else "k_anonymity"
+            raise PolicyDenied(f"{what} cannot be done to a task under way: have the rule ask for it of records alone")
+        if owed.expire_ms is not None and owed.expire_ms <= self.now_ms:
+            raise PolicyDenied("its obligations say that it must be gone by now (expire)")
+        return Owed(owed, bool(owed.redact or owed.generalize or owed.mask or owed.hash))
+
+    def measure(self, least: float, state: Mapping[str, Any]) -> bool:
+        """Return whether a state is a whole row, and then one that is far enough from private ones; else it is none.
+
+        Raises:
+            PolicyDenied: it is too near, has a part of a row, or there is nothing to measure to.
+        """
+        dataset = self.dataset
+        fields = dataset.schema.fields
+        has = [name for name in fields if name in state]
+        if not has:
+            return False
+        if len(has) < len(fields):
+            raise PolicyDenied("it has a part of a row, whose distance to private rows cannot be measured")
+        if dataset.private is None:
+            raise PolicyDenied("there are no private rows to measure min_distance_to_private to")
+        try:
+            distance = float(dataset.private.distances([{name: state[name] for name in has}])[0])
+        except InvalidRecord as error:
+            raise PolicyDenied(f"its distance to private rows cannot be measured: {error}") from error
+        if distance < least:
+            raise PolicyDenied(f"{distance:.3f} from a private row; {least:g} is the least")
+        return True
+
+    def is_row(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state has anything of a row of the dataset."""
+        return any(name in state for name in self.dataset.schema.fields)
+
+    def _distance(self, state: Mapping[str, Any]) -> float | None:
+        """Return how far a whole row is from private ones; None if that cannot be said."""
+        dataset = self.dataset
+        fields = dataset.schema.fields
+        if dataset.private is None or not all(name in state for name in fields):
+            return None
+        try:
+            return float(dataset.private.distances([{name: state[name] for name in fields}])[0])
+        except InvalidRecord:  # a field was redacted, or is text by now
+            return None
+
+
+def attested_distance(hop: FlowHop) -> float | None:
+    """Return the distance to private rows that a hop attests, None if it attests none."""
+    try:
+        return float(hop.attested[DISTANCE]) if DISTANCE in hop.attested else None
+    except ValueError:
+        return None
+
+
+def attests(hop: FlowHop, least: float) -> bool:
+    """Whether a hop attests a distance to private rows of at least so much."""
+    distance = attested_distance(hop)
+    return distance is not None and distance >= least
+
+
+def paths_of(state: Mapping[str, Any]) -> frozenset[str]:
+    """Return the paths of a state's fields: `notes.text` for what is in an object, a list's own for what it holds."""
+    if not any(isinstance(value, dict | list) for value in state.values()):
+        return frozenset(state)
+    paths: set[str] = set()
+    todo: list[tuple[str, object]] = list(state.items())
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, dict) and value:
+            todo += [(f"{path}.{name}", inner) for name, inner in value.items()]
+        elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            todo += [(path, item) for item in value]
+        else:
+            paths.add(path)
+    return frozenset(paths)
