@@ -245,17 +245,23 @@ def open_statement(data: bytes, predicate_type: str, roots: Roots) -> tuple[dict
     return statement, predicate["holder"], predicate["signedMs"]
 
 
-def open_agreement(data: bytes, roots: Roots) -> tuple[bytes, Wire]:
-    """The digest of an agreement's terms, and the terms: signed by every participant."""
+def open_agreement(data: bytes, roots: Roots) -> tuple[bytes, Wire, bytes]:
+    """The digest of an agreement's terms, the terms, signed by every participant, and the chance of its draws."""
     agreement = wire(data)
     terms = one(agreement, 1)
-    fields, signers = wire(terms), set()
+    fields, added = wire(terms), dict[bytes, bytes]()
     for signature in map(wire, agreement[2]):
         node, key = node_of(signature[3][0], roots, one(fields, 15), one(fields, 16))
         need(open_envelope(one(signature, 2), b"terms") == (key, terms), f"{node} has signed other terms")
-        signers.add(node.split("/")[2].encode())
-    need(signers == set(fields[6]) and len(signers) == len(agreement[2]), "not every participant has signed")
-    return sha256(terms), fields
+        added[node.split("/")[2].encode()] = one(signature, 4)
+    need(set(added) == set(fields[6]) and len(added) == len(agreement[2]), "not every participant has signed")
+    rule = wire(one(fields, 12))
+    if not one(rule, 5, 0):
+        return sha256(terms), fields, b""
+    shown = [added[name] for name in fields[6]]
+    bound = [sha256(b"comity/draw/nonce/v1/commitment\x00" + each) for each in shown]
+    need(bound == rule[6] and {len(each) for each in shown} == {32}, "somebody adds to a draw what it is not bound to")
+    return sha256(terms), fields, sha256(b"comity/draw/nonce/v1/all\x00" + b"".join(shown))
 
 
 def verify_record(data: bytes, roots: Roots) -> dict[str, Any]:
@@ -267,12 +273,13 @@ def verify_record(data: bytes, roots: Roots) -> dict[str, Any]:
     task_id, record, home = one(task, 1), one(task, 5), text(task, 3)
     need(statement["subject"][0]["digest"] == {"sha256": sha256(record).hex()}, "the statement is about another record")
     need((predicate["task"], predicate["home"]) == (task_id.hex(), home), "the statement is about another task")
-    agreement, terms = open_agreement(base64.b64decode(predicate["agreement"]), roots)
+    agreement, terms, chance = open_agreement(base64.b64decode(predicate["agreement"]), roots)
     participants = {name.decode() for name in terms[6]}
     need(agreement == one(task, 2) == one(certificate, 3), "the record was made under another agreement")
     need({home, holder} <= participants, "home and holder do not take part in the agreement")
     check_hops(task, certified[3][0], roots, signed_ms)
-    votes = check_votes(certificate, terms, (task_id, sha256(record), agreement, home), roots)
+    panel = panel_of(certificate, terms, chance, (task_id, agreement, home))
+    votes = check_votes(certificate, terms, (task_id, sha256(record), agreement, home), panel, roots)
     return {
         "task": task_id.hex(), "record": record, "author": home, "holder": holder, "agreement": agreement.hex(),
         "dataset": text(terms, 8), "score": one(certificate, 7, 0), "votes": votes, "signed_ms": signed_ms,
@@ -296,34 +303,78 @@ def check_hops(task: Wire, home_leaf: bytes, roots: Roots, until_ms: int) -> Non
     need(one(last, 2, 0) == one(task, 4, 0), "the last hop is about another revision")
 
 
-def check_votes(certificate: Wire, terms: Wire, about: tuple[bytes, bytes, bytes, str], roots: Roots) -> dict[str, int]:
-    """A quorum of participants other than the author has accepted this record; returns their scores."""
+def panel_of(certificate: Wire, terms: Wire, chance: bytes, about: tuple[bytes, bytes, str]) -> set[str]:
+    """Who may vote: everybody but the author, or the panel that is drawn for the batch that the task is of."""
+    (task_id, agreement, home), rule = about, wire(one(terms, 12))
+    others = {name.decode() for name in terms[6]} - {home}
+    size, number, ordinal = one(rule, 5, 0), one(certificate, 12, 0), one(certificate, 13, 0)
+    if not size:
+        need(number == ordinal == 0, "a place in a batch is named where no panel is drawn")
+        return others
+    need(size < len(others), "the panel is not smaller than all others together")
+    records, each = one(terms, 9, 0), one(terms, 10, 0)
+    need(number < -(-records // (1 if one(terms, 19) else max(each, 1))) and ordinal < each, "there is no such place")
+    batch = sha256(b"\x00".join((b"batch", agreement, home.encode(), str(number).encode())))[:16]
+    need(sha256(b"\x00".join((b"task", batch, str(ordinal).encode())))[:16] == task_id, "the task is of another place")
+    numbers = one(terms, 4, 0).to_bytes(8, "big") + number.to_bytes(8, "big")
+    seed = sha256(b"\x00".join((b"comity/draw/seed/v1", agreement + chance + numbers, home.encode())))
+    return set(sorted(others, key=lambda name: (sha256(seed + name.encode()), name))[:size])
+
+
+def check_votes(
+    certificate: Wire, terms: Wire, about: tuple[bytes, bytes, bytes, str], panel: set[str], roots: Roots
+) -> dict[str, int]:
+    """A quorum of those who may vote has accepted this record; returns their scores."""
     rule = wire(one(terms, 12))
     eligible, faulty, quorum, least = (one(rule, number, 0) for number in (1, 2, 3, 4))
     need(eligible >= 3 * faulty + 1 and (eligible + faulty) // 2 + 1 <= quorum <= eligible, "the quorum is unsound")
-    need(eligible == len(terms[6]) - 1, "the quorum is of other participants")
+    need(eligible == len(panel), "the quorum is of other participants")
     need(tuple(one(certificate, number, 0) for number in (8, 9, 10)) == (eligible, faulty, quorum), "another quorum")
     certified = (one(certificate, 1), one(certificate, 2), one(certificate, 3), text(certificate, 5))
     need(certified == about and one(certificate, 6, 0) == 1, "the certificate does not accept this record")
-    scores: dict[str, int] = {}
+    said = [(text(each, 1), one(each, 2)) for each in map(wire, certificate[14])]
+    committed, scores = dict(said), dict[str, int]()
+    if one(rule, 7, 0):
+        need(len(committed) == len(said) >= quorum and set(committed) <= panel, "no quorum has committed to scores")
     for vote in map(wire, certificate[11]):
         signer, payload = open_envelope(one(vote, 1), b"review")
         review = wire(payload)
         node, key = node_of(vote[2][0], roots, one(review, 12, 0))
         voter, score = text(review, 6), one(review, 9, 0)
-        said = (one(review, 1), one(review, 3), one(review, 4), text(review, 13))
+        said_of = (one(review, 1), one(review, 3), one(review, 4), text(review, 13))
         need(signer == key and node.split("/")[2] == voter, f"{node} voted in the name of {voter}")
         need(
-            said == about and one(review, 5, 0) == one(certificate, 4, 0),
+            said_of == about and one(review, 5, 0) == one(certificate, 4, 0),
             f"the vote of {voter} is about something else",
         )
         need(one(review, 8, 0) == 1 and score >= least, f"{voter} has not accepted the record")
-        need(voter.encode() in terms[6] and voter not in (about[3], *scores), f"{voter} may not vote, or votes twice")
+        need(voter in panel and voter not in scores, f"{voter} may not vote, or votes twice")
+        if one(rule, 7, 0):
+            check_commitment(one(vote, 3), key, review, committed)
         scores[voter] = score
     need(len(scores) >= quorum, f"{len(scores)} votes, and {quorum} are needed")
     ordered = sorted(scores.values())
     need(one(certificate, 7, 0) == ordered[(len(ordered) - 1) // 2], "the score is not the lower median of the votes")
     return scores
+
+
+def check_commitment(envelope: bytes, key: bytes, review: Wire, committed: dict[str, bytes]) -> None:
+    """A vote is what its voter had committed to, and names the set of commitments that it had seen before."""
+    voter, revision = text(review, 6), one(review, 2, 0).to_bytes(4, "big")
+    signer, payload = open_envelope(envelope, b"commitment")
+    made = wire(payload)
+    need(committed.get(voter) == sha256(envelope) and signer == key, f"{voter} has not committed to its score in time")
+    about = (one(made, 1), one(made, 3, 0), text(made, 4), text(made, 5))
+    need(about == (one(review, 4), one(review, 2, 0), voter, text(review, 13)), f"{voter} committed to other things")
+    nonce, score = one(review, 15), one(review, 9, 0).to_bytes(4, "big")
+    opened = nonce + one(review, 1) + one(review, 3) + revision + score
+    leaf = sha256(b"\x00".join((b"comity/commitment/v1", opened, voter.encode())))
+    sealed = [one(task, 2) for task in map(wire, made[6]) if one(task, 1) == one(review, 1)]
+    need(len(nonce) == 32 and sealed == [leaf], f"{voter} has committed to another score")
+    parts = [b"comity/commitments/v1", one(made, 1) + one(made, 2) + revision]
+    parts += [committed[name] + name.encode() for name in sorted(committed)]
+    seen = sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts))
+    need(one(review, 14) == seen, f"{voter} had seen other commitments when it showed its score")
 
 
 # -- exports ---------------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf.message import DecodeError
 
+from comity import draw
 from comity.certificate import MAX_SCORE, QuorumRule
-from comity.digest import sha256
+from comity.digest import canonical_json, sha256
 from comity.envelope import open_document, sign_document
 from comity.errors import AgreementError, CertificateInvalid, InvalidName, TrustError
 from comity.ids import organization_name
@@ -45,6 +47,8 @@ MAX_LIFETIME_MS = 366 * 24 * 3600 * 1000
 _MAX_RETAIN_S = 100 * 366 * 24 * 3600
 _MAX_KEPT = 64
 _MAX_K = 1_000_000
+#: Bytes of the steps by which records are made.
+MAX_FLOW = 64 * 1024
 _MAX_EPSILON = 1e6
 _MAX_BOUND = 1e12
 #: How far another organization's clock may be ahead.
@@ -58,11 +62,18 @@ class Agreed:
 
     terms: Terms
     digest: bytes
+    #: Of the draw of panels, 32 bytes; empty where none are drawn, or not everybody has signed yet.
+    chance: bytes = b""
 
     @property
     def participants(self) -> frozenset[str]:
         """The organizations that take part."""
         return frozenset(self.terms.participants)
+
+    @property
+    def homes(self) -> frozenset[str]:
+        """The organizations whose records are made."""
+        return frozenset(self.terms.homes) or self.participants
 
     @property
     def rule(self) -> QuorumRule:
@@ -71,8 +82,54 @@ class Agreed:
         return QuorumRule(review.eligible, review.faulty, review.quorum)
 
     def reviewers(self, author: str) -> frozenset[str]:
-        """The organizations that may vote on a record of `author`."""
+        """The organizations that see a record of `author` and may be drawn to vote on it."""
         return self.participants - {author}
+
+    @property
+    def batches(self) -> int:
+        """How many batches each home has at most; with a flow a record can be a batch of its own."""
+        return draw.batches(self.terms)
+
+    def panel(self, author: str, batch: bytes) -> frozenset[str]:
+        """The organizations that vote on the tasks of one of `author`'s batches, by its 16-byte id.
+
+        Raises:
+            CertificateInvalid: with a panel, it is no batch of the author's under this agreement.
+        """
+        if not self.terms.review.panel:
+            return self.reviewers(author)
+        return self.numbered_panel(author, draw.number_of(self.digest, author, batch, self.batches))
+
+    def numbered_panel(self, author: str, number: int) -> frozenset[str]:
+        """The organizations that vote on the tasks of `author`'s batch with this number, from 0.
+
+        Raises:
+            CertificateInvalid: with a panel, there is no such batch, or the author takes no part.
+        """
+        others, size = self.reviewers(author), self.terms.review.panel
+        if not size:
+            return others
+        if author not in self.participants or not 0 <= number < self.batches or not self.chance:
+            raise CertificateInvalid(f"{author} has no batch {number} under agreement {self.digest.hex()[:12]}")
+        names = draw.draw(
+            agreement=self.digest, chance=self.chance, epoch=self.terms.bundle_epoch, author=author, batch=number,
+            eligible=others, size=size,
+        )  # fmt: skip
+        return frozenset(names)
+
+    def check_place(self, author: str, task: bytes, number: int, ordinal: int) -> None:
+        """With a panel: check that a task is the one at this place of `author`'s batch with this number.
+
+        Raises:
+            CertificateInvalid: it is not; its author would have chosen its panel.
+        """
+        if not self.terms.review.panel:
+            if number or ordinal:
+                raise CertificateInvalid("a place in a batch is named where no panel is drawn")
+            return
+        batch = draw.batch_id(self.digest, author, number)
+        if not 0 <= ordinal < self.terms.batch_records or draw.task_id(batch, ordinal) != task:
+            raise CertificateInvalid(f"task {task.hex()} is not number {ordinal} of batch {number} of {author}")
 
     def check_active(self, now_ms: int) -> None:
         """Refuse an agreement that is over, or has not begun.
@@ -115,15 +172,18 @@ def _faults(terms: Terms) -> list[tuple[str, bool]]:
     return [
         ("the initiator does not take part", terms.initiator not in terms.participants),
         (
-            "the author does not vote, so eligible is participants - 1",
-            terms.review.eligible != len(terms.participants) - 1,
+            "the author does not vote, so eligible is participants - 1, or the size of a panel that is smaller",
+            terms.review.eligible != (terms.review.panel or len(terms.participants) - 1),
         ),
+        *draw.faults(terms),
         ("there is no id", not terms.id),
         ("what it replaces is no digest", len(terms.replaces) not in (0, _DIGEST_BYTES)),
         ("min_score is over 10000", terms.review.min_score > MAX_SCORE),
         (f"records_per_organization is not 1..{MAX_RECORDS}", not 1 <= terms.records_per_organization <= MAX_RECORDS),
         ("an id, a purpose or a dataset is over 128 characters", _longest(terms) > _MAX_TEXT),
         (f"over {_MAX_PATHS} fields have obligations", _paths(terms.obligations) > _MAX_PATHS),
+        (f"the flow is no JSON object in RFC 8785 form of at most {MAX_FLOW} bytes", not _is_flow(terms.flow)),
+        ("the homes are not sorted, distinct, and among the participants", not _are_homes(terms)),
         (f"batch_records is not 1..{_MAX_BATCH}", not 1 <= terms.batch_records <= _MAX_BATCH),
         (f"repair_rounds is over {_MAX_REPAIRS}", terms.repair_rounds > _MAX_REPAIRS),
         (f"lease_seconds is not 1..{_MAX_LEASE_S}", not 1 <= terms.lease_seconds <= _MAX_LEASE_S),
@@ -152,6 +212,24 @@ def _obligation_faults(owed: Obligations) -> list[tuple[str, bool]]:
     ]
 
 
+def _is_flow(flow: bytes) -> bool:
+    """Whether it can be a flow; what it says, the node reads (`comity_node.protocol.flow`)."""
+    if not flow:
+        return True
+    if len(flow) > MAX_FLOW:
+        return False
+    try:
+        value = json.loads(flow)
+        return isinstance(value, dict) and canonical_json(value) == flow
+    except (ValueError, RecursionError):
+        return False
+
+
+def _are_homes(terms: Terms) -> bool:
+    homes = list(terms.homes)
+    return homes == sorted(set(homes)) and set(homes) <= set(terms.participants)
+
+
 def _is_noise(noise: Noise) -> bool:
     return 0 < noise.epsilon <= _MAX_EPSILON and -_MAX_BOUND <= noise.lower < noise.upper <= _MAX_BOUND
 
@@ -166,9 +244,14 @@ def _paths(owed: Obligations) -> int:
 
 
 def sign_terms(identity: NodeIdentity, terms: bytes) -> AgreementSignature:
-    """Sign exactly these bytes in the name of the node's organization."""
+    """Sign exactly these bytes in the name of the node's organization, and add to the draw if there is a panel."""
     envelope = sign_document(identity.key, KIND, terms)
-    return AgreementSignature(organization=identity.organization, envelope=envelope, chain=identity.chain)
+    return AgreementSignature(
+        organization=identity.organization,
+        envelope=envelope,
+        chain=identity.chain,
+        draw=draw.own(identity.key, Terms.FromString(terms)),
+    )
 
 
 def check_signature(
@@ -245,7 +328,8 @@ def open_agreement(data: bytes, trust: TrustStore) -> Agreed:
             check_signature(one, agreement.terms, trust, begins, until_ms=ends)
     except TrustError as error:
         raise AgreementError(f"a signature does not verify: {error}") from error
-    return agreed
+    added = {one.organization: one.draw for one in agreement.signatures}
+    return replace(agreed, chance=draw.chance_of(agreed.terms, added))
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,18 @@ def signing_window(issued_ms: int, expires_ms: int) -> tuple[int, int]:
     return issued_ms - _SKEW_MS, expires_ms + LINGER_MS
 
 
+def signing_moment(now_ms: int, *before_ms: int) -> int:
+    """Return the moment that a signature names: what the clock says, but never before what came before it.
+
+    A clock that says so was set back, or is behind; what names such a moment would be refused for good, everywhere.
+
+    Args:
+        now_ms: what the own clock says, in milliseconds since the Unix epoch.
+        before_ms: when something was done that this signature follows: its agreement was issued, the last hop made.
+    """
+    return max((now_ms, *before_ms))
+
+
 def check_moment(at_ms: int, window: tuple[int, int], what: str) -> None:
     """Refuse what says that it was signed outside of an agreement's time (`signing_window`).
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from comity.agreement import Agreed, open_agreement
 from comity.certificate import CheckedReview, check_moment, signing_window, verify_certificate
+from comity.commitment import verify_commitments
 from comity.digest import hex_digest
 from comity.errors import CertificateInvalid
 from comity.hops import check_attested, last_moment, verify_hops
@@ -177,15 +178,19 @@ def verify_certified(
         raise CertificateInvalid("the task or the certificate is of another agreement or epoch")
     if certificate.verdict != Certificate.VERDICT_ACCEPT:
         raise CertificateInvalid("the certificate does not accept the record")
+    agreed.check_place(task.home, task.id, certificate.batch, certificate.ordinal)
     reviews = verify_certificate(
         certificate,
         record=task.record,
-        participants=agreed.participants,
+        participants=agreed.numbered_panel(task.home, certificate.batch),
         rule=agreed.rule,
         min_score=agreed.terms.review.min_score,
         trust=trust,
         window=_window(agreed),
     )
+    if agreed.terms.review.commit_reveal:
+        panel = agreed.numbered_panel(task.home, certificate.batch)
+        verify_commitments(certificate, reviews, panel=panel, quorum=agreed.rule.quorum)
     return hops, reviews
 
 

@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from comity import draw
 from comity.agreement import Agreed
-from comity.certificate import check_review
+from comity.certificate import check_review, signing_moment
+from comity.commitment import references
 from comity.digest import hex_digest
+from comity.envelope import open_document
 from comity.errors import ComityError
 from comity.hops import RELEASE
 from comity.provenance import make_provenance
 from comity.trust import NodeIdentity, TrustStore
-from comity.v1.task_pb2 import Certificate, CertifiedRecord, RecordDelivery
+from comity.v1.task_pb2 import Certificate, CertifiedRecord, RecordDelivery, Review
 from comity_node.admission import Gate
 from comity_node.admission.labels import certificate_labels
 from comity_node.admission.records import Draft, RecordGate, Refused, to_task
@@ -30,9 +33,10 @@ from comity_node.protocol.task import Input, State, advance
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.kinds import RECORDS
 from comity_node.runtime.outbox import Outbox
-from comity_node.storage import audit, journal, records
+from comity_node.storage import audit, commitments, journal, records
 from comity_node.storage.database import Database
 from comity_node.storage.records import CertifiedRecord as RecordRow
+from comity_node.tracing import NULL, Subject, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,8 @@ class Certifier:
         self._agreements = agreements
         self._database = database
         self._outbox = outbox
+        #: Is told when tasks are concluded.
+        self.tracer: Tracer = NULL
 
     def ballot(self, agreed: Agreed, task: journal.TaskRow, votes: Iterable[journal.VoteRow]) -> Ballot:
         """Count the votes on one task (CPU-bound: verifies their signatures; call it off the loop)."""
@@ -75,7 +81,7 @@ class Certifier:
             agreement_digest=agreed.digest,
             epoch=agreed.terms.bundle_epoch,
             author=self._identity.organization,
-            eligible=agreed.reviewers(self._identity.organization),
+            eligible=agreed.panel(self._identity.organization, task.batch_id),
             rule=agreed.rule,
             min_score=agreed.terms.review.min_score,
         )
@@ -100,6 +106,8 @@ class Certifier:
 
     async def conclude(self, agreed: Agreed, verdicts: Sequence[Verdict]) -> None:
         """Put what was decided on disk; certified records go on their way in the same transaction."""
+        start_ns = self.tracer.now_ns()
+        await self._add_commitments(agreed, verdicts)
         certified = [verdict for verdict in verdicts if verdict.happened is Input.ACCEPTED]
         deliveries = await self._deliveries(agreed, certified)
         now_ms = self._gate.now_ms()
@@ -119,8 +127,26 @@ class Certifier:
                     log.warning("the outbox to %s is full: it does not get its certified records", item.organization)
 
         await self._database.transact(write)
+        if self.tracer.enabled:
+            subjects = [Subject(verdict.task.task_id, agreed.digest) for verdict in verdicts]
+            self.tracer.record("certify", subjects, start_ns, outcomes=[one.happened.value for one in verdicts])
         for organization in {item.organization for item in deliveries}:
             self._outbox.kick(organization)
+
+    async def _add_commitments(self, agreed: Agreed, verdicts: Sequence[Verdict]) -> None:
+        """Put into certificates what their voters had committed to, where scores are committed to first."""
+        if not agreed.terms.review.commit_reveal:
+            return
+        first = verdicts[0].task
+        rows = await self._database.read(lambda c: commitments.list_commitments(c, first.batch_id, first.revision))
+        envelopes = {row.organization: row.envelope for row in rows if row.in_set}
+        for verdict in verdicts:
+            if (certificate := verdict.certificate) is None:
+                continue
+            certificate.commitments.extend(references(commitments.set_digests(rows)))
+            for vote in certificate.votes:
+                review = Review.FromString(open_document(vote.review, "review").body)
+                vote.commitment = envelopes.get(review.organization, b"")
 
     def _settle(
         self, connection: sqlite3.Connection, agreed: Agreed, verdict: Verdict, votes: Sequence[journal.VoteRow],
@@ -143,7 +169,7 @@ class Certifier:
             return  # concluded before
         if verdict.certificate is not None:
             accept = verdict.certificate.verdict == Certificate.VERDICT_ACCEPT
-            learn(connection, [(vote.organization, vote.accept == accept) for vote in votes])
+            learn(connection, [(vote.organization, vote.accept == accept) for vote in votes], now_ms)
 
     def _own_record(self, agreed: Agreed, verdict: Verdict, now_ms: int) -> RecordRow:
         certified = self._certified(agreed, verdict, verdict.task.hops)
@@ -151,6 +177,10 @@ class Certifier:
 
     def _certified(self, agreed: Agreed, verdict: Verdict, history: Sequence[bytes]) -> CertifiedRecord:
         task = verdict.task
+        if agreed.terms.review.panel and verdict.certificate is not None:
+            home = self._identity.organization
+            verdict.certificate.batch = draw.number_of(agreed.digest, home, task.batch_id, agreed.batches)
+            verdict.certificate.ordinal = task.ordinal
         draft = Draft(task.task_id, task.revision, task.record, tuple(history))
         return CertifiedRecord(
             task=to_task(agreed, self._identity.organization, draft),
@@ -232,7 +262,7 @@ def stored_record(
         record_digest=certified.certificate.record_digest,
         score=certified.certificate.score,
         certificate=certified.certificate.SerializeToString(),
-        provenance=make_provenance(holder, certified, agreement, at_ms=now_ms),
+        provenance=make_provenance(holder, certified, agreement, at_ms=signing_moment(now_ms, agreed.terms.issued_ms)),
         stored_ms=now_ms,
         retain_until_ms=keep_until(owed or duties.from_terms(agreed.terms.obligations), now_ms),
     )
@@ -251,11 +281,11 @@ def _has_ended(connection: sqlite3.Connection, verdicts: Sequence[Verdict]) -> b
     return seen != [(task.state, task.revision) for task in now if task is not None]
 
 
-def learn(connection: sqlite3.Connection, agreed: Iterable[tuple[str, bool]]) -> None:
+def learn(connection: sqlite3.Connection, agreed: Iterable[tuple[str, bool]], now_ms: int) -> None:
     """Count, for each reviewer, whether its vote agreed with a certificate."""
     for organization, right in agreed:
         count = journal.add_agreement if right else journal.add_disagreement
-        count(connection, organization, REVIEWER)
+        count(connection, organization, REVIEWER, now_ms=now_ms)
 
 
 def _worst_axis(ballot: Ballot) -> str:

@@ -6,7 +6,6 @@ offer gets the same review however often it comes (R2).
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ import trio
 
 from comity.agreement import MAX_LIFETIME_MS, Agreed
 from comity.digest import sha256
-from comity.envelope import sign_document
 from comity.errors import (
     AgentError,
     AgreementError,
@@ -26,37 +24,33 @@ from comity.errors import (
     PolicyDenied,
     UnexpectedMessage,
 )
-from comity.hops import RELEASE, SEND
-from comity.ids import SpiffeId
-from comity.provenance import verify_certified
+from comity.hops import SEND
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1.task_pb2 import (
-    CertifiedRecord,
     Receipt,
-    RecordDelivery,
-    Review,
-    ReviewDelivery,
-    ReviewedTask,
-    Task,
     TaskOffer,
 )
 from comity_node.admission import Gate, Question
 from comity_node.admission.gate import Waiting, used_up
-from comity_node.admission.labels import certificate_labels
 from comity_node.admission.records import RecordGate
 from comity_node.policy import obligations as duties
-from comity_node.policy.model import Rate, Request
+from comity_node.policy.model import Request
 from comity_node.runtime.agreements import Agreements
-from comity_node.runtime.answers import check_answer
-from comity_node.runtime.certify import keep_until, stored_record
-from comity_node.runtime.kinds import OFFER, RECORDS, REVIEWS
+from comity_node.runtime.answers import ask_validator
+from comity_node.runtime.certify import keep_until
+from comity_node.runtime.keeping import Keeping
+from comity_node.runtime.kinds import COMMITMENT_SET, OFFER
 from comity_node.runtime.messenger import Handler, accepted
+from comity_node.runtime.offered import check_offer, check_quota, quota
 from comity_node.runtime.outbox import Outbox
 from comity_node.runtime.patience import patiently
 from comity_node.runtime.recheck import Recheck
+from comity_node.runtime.revealing import Revealing
+from comity_node.runtime.review_writer import ReviewWriter
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.runtime.turns import Turns
-from comity_node.storage import audit, journal, records, retention
+from comity_node.storage import audit, journal, retention
+from comity_node.storage.commitments import SealedRow
 from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -64,13 +58,13 @@ log = logging.getLogger(__name__)
 _OFFERS_AT_ONCE = 4
 _OFFERS_OF_ONE_HOME = 2
 _HELD_PER_HOME = 256
-_AGENT_DEADLINE_S = 30.0
 _AGENT_RETRY_S = 1.0
 #: Seconds between attempts to send a review whose rate is used up, and answers that are kept meanwhile.
 _RATE_RETRY_S = (1.0, 60.0)
 _KEPT_ANSWERS = 64
-#: How soon it is asked again whether a person has let a review leave.
+#: How soon a batch is looked at again whose review a person has to let leave, and one whose scores are sealed.
 _APPROVAL_RETRY_S = 10.0
+_SEALED_S = 30.0
 _GENERATOR = "generator"
 
 
@@ -83,7 +77,6 @@ class Reviewer:
     ) -> None:  # fmt: skip
         """Review in the name of `identity`'s organization, with its own `workers`."""
         self._identity = identity
-        self._trust = trust
         self._gate = gate
         self._record_gate = record_gate
         self._workers = workers
@@ -91,17 +84,30 @@ class Reviewer:
         self._database = database
         self._outbox = outbox
         self._recheck = recheck
-        self._agent = SpiffeId(identity.organization, "agent", agent)
+        self._writer = ReviewWriter(identity, gate, agent)
         self._work = trio.Event()
         self._turns = Turns(_OFFERS_AT_ONCE, _OFFERS_OF_ONE_HOME)
         self._answers: dict[bytes, dict[str, Any]] = {}
-        self.handlers: dict[str, Handler] = {OFFER: self._on_offer, RECORDS: self._on_records}
+        self._revealing = Revealing(
+            identity=identity, trust=trust, gate=gate, database=database, outbox=outbox, show=self._show
+        )
+        keeping = Keeping(
+            identity=identity, trust=trust, gate=gate, record_gate=record_gate, agreements=agreements,
+            database=database, agreed_of=self._agreed,
+        )  # fmt: skip
+        self.handlers: dict[str, Handler] = {
+            OFFER: self._on_offer, **keeping.handlers,
+            COMMITMENT_SET: lambda sender, body: self._revealing.on_set(sender, body, self._agreed),
+        }  # fmt: skip
 
     # -- taking offers ---------------------------------------------------------------------------------------------
 
     async def _on_offer(self, sender: Attested, body: bytes) -> Receipt:
         offer = TaskOffer.FromString(body)
-        agreed, revision = self._check_offer(sender, offer)
+        if not offer.tasks or len(offer.batch_id) != 16:
+            raise UnexpectedMessage("an offer has a batch id of 16 bytes, and tasks")
+        agreed = self._agreed(offer.tasks[0].agreement_digest)
+        revision = check_offer(self._identity.organization, sender.organization, agreed, offer)
         digest = journal.offer_digest(sender.organization, offer.batch_id, revision)
         now_ms = self._gate.now_ms()
         known = await self._database.read(lambda c: journal.get_offer(c, digest))
@@ -134,8 +140,8 @@ class Reviewer:
         if (held := journal.count_held(connection).get(item.home, 0)) >= _HELD_PER_HOME:
             raise Busy(f"{held} batches of {item.home} are waiting here already", retry_after_ms=2_000)
         new = journal.count_new_tasks(connection, item, tasks)
-        used = journal.reserved(connection, _quota(agreed, item.home), MAX_LIFETIME_MS, item.received_ms)
-        _check_quota(agreed, item.home, used + new)
+        used = journal.reserved(connection, quota(agreed, item.home), MAX_LIFETIME_MS, item.received_ms)
+        check_quota(agreed, item.home, used + new)
 
     def _take(
         self, connection: sqlite3.Connection, agreed: Agreed, item: journal.OfferRow,
@@ -151,24 +157,9 @@ class Reviewer:
             retention.keep_offer_until(connection, item.digest, until_ms)
         if new := journal.take_tasks(connection, item, tasks):
             most = agreed.terms.records_per_organization
-            quota = _quota(agreed, item.home)
-            if not journal.reserve(connection, quota, most, MAX_LIFETIME_MS, new, item.received_ms):
-                _check_quota(agreed, item.home, most + 1)
-
-    def _check_offer(self, sender: Attested, offer: TaskOffer) -> tuple[Agreed, int]:
-        if not offer.tasks or len(offer.batch_id) != 16:
-            raise UnexpectedMessage("an offer has a batch id of 16 bytes, and tasks")
-        first: Task = offer.tasks[0]
-        agreed = self._agreed(first.agreement_digest)
-        if len(offer.tasks) > agreed.terms.batch_records:
-            raise AgreementError(f"{len(offer.tasks)} records in one batch; {agreed.terms.batch_records} were agreed")
-        if first.revision > agreed.terms.repair_rounds:
-            raise AgreementError(f"repair {first.revision}; {agreed.terms.repair_rounds} were agreed")
-        if any(task.revision != first.revision for task in offer.tasks):
-            raise UnexpectedMessage("the tasks of an offer are of one revision")
-        if len({task.id for task in offer.tasks}) != len(offer.tasks):
-            raise UnexpectedMessage("a task is twice in an offer")
-        return agreed, first.revision
+            counted = quota(agreed, item.home)
+            if not journal.reserve(connection, counted, most, MAX_LIFETIME_MS, new, item.received_ms):
+                check_quota(agreed, item.home, most + 1)
 
     def _agreed(self, digest: bytes) -> Agreed:
         """Return the agreement; one that is not here may still be on its way from its initiator."""
@@ -183,7 +174,7 @@ class Reviewer:
         """Send the reviews of an offer again: its home has not seen them."""
         if not known.reviews:
             return
-        item = self._reviews_item(agreed, known, known.reviews)
+        item = self._writer.item(agreed, known, known.reviews)
         if await self._database.transact(lambda c: journal.reopen(c, item)):
             self._outbox.kick(known.home)
 
@@ -229,7 +220,9 @@ class Reviewer:
         offer = TaskOffer.FromString(item.offer)
         try:
             agreed = self._still_agreed(item, offer)
-            answer = kept or await self._ask_validator(agreed, item, offer)
+            if agreed.terms.review.commit_reveal and (sealed := await self._revealing.sealed(item.digest)):
+                return await self._wait_to_show(agreed, item, sealed)
+            answer = kept or await ask_validator(self._workers, agreed, item.home, offer)
             self._still_agreed(item, offer)  # much may have changed while the validator was at it
         except (AgreementError, PolicyDenied) as error:
             await self._give_up(item, error)
@@ -244,6 +237,14 @@ class Reviewer:
                 self._turns.pause(trio.current_time() + _AGENT_RETRY_S)
             return 0.0 if nobody else _AGENT_RETRY_S
         return await patiently(lambda: self._deliver(agreed, item, offer, answer), what)
+
+    async def _wait_to_show(self, agreed: Agreed, item: journal.OfferRow, sealed: SealedRow) -> float | None:
+        """Look again later at a batch whose scores are sealed: `_on_set` ends it."""
+        if self._gate.now_ms() < agreed.terms.expires_ms:
+            await self._revealing.send(item, sealed, agreed.terms.expires_ms)
+            return _SEALED_S
+        await self._give_up(item, "nobody has asked for the scores that were committed to")
+        return None
 
     def _still_agreed(self, item: journal.OfferRow, offer: TaskOffer) -> Agreed:
         """Return the agreement of a batch in custody, if the batch may be judged now.
@@ -280,19 +281,6 @@ class Reviewer:
 
         await patiently(lambda: self._database.transact(write), f"giving up a batch of {item.home}")
 
-    async def _ask_validator(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer) -> dict[str, Any]:
-        work = {
-            "author": item.home,
-            "dataset": agreed.terms.dataset,
-            "purpose": agreed.terms.purpose,
-            "min_score": agreed.terms.review.min_score,
-            "records": [json.loads(task.record) for task in offer.tasks],
-            # So that a validator which remembers rows knows the ones that come again (a repair, a repeated offer).
-            "tasks": [task.id.hex() for task in offer.tasks],
-        }
-        answer = await self._workers.call("review", work, deadline_s=_AGENT_DEADLINE_S)
-        return check_answer(answer, len(offer.tasks))
-
     async def _deliver(
         self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any]
     ) -> float | None:
@@ -308,125 +296,55 @@ class Reviewer:
             self._keep_answer(item, answer)
             return _APPROVAL_RETRY_S
         if not decision.allowed:
-            if (rate := used_up(decision)) and self._may_wait(rate, agreed, len(offer.tasks)):
+            may_pass_yet = (rate := used_up(decision)) and len(offer.tasks) <= rate.records
+            if rate and may_pass_yet and self._gate.now_ms() < agreed.terms.expires_ms:
                 self._keep_answer(item, answer)
                 shortest, longest = _RATE_RETRY_S
                 return min(longest, max(shortest, rate.per_ms / 64_000))
             await self._give_up(item, f"the review stays here: {decision.reason}")
             return None
-        body = await trio.to_thread.run_sync(self._sign_reviews, agreed, item, offer, answer)
+        if agreed.terms.review.commit_reveal:
+            reviews = self._writer.reviews(agreed, item, offer, answer)
+            await self._revealing.seal(item, reviews, answer, agreed.terms.expires_ms)
+            return _SEALED_S
+        body = await trio.to_thread.run_sync(self._writer.sign, agreed, item, offer, answer)
+        await self._answer(agreed, item, offer, answer, body)
+        return None
+
+    async def _show(self, agreed: Agreed, item: journal.OfferRow, sealed: SealedRow, about: bytes) -> None:
+        """Sign the reviews that were committed to, and have them sent; `about` is what others have committed to."""
+        offer = TaskOffer.FromString(item.offer)
+        body = await trio.to_thread.run_sync(self._writer.sign, agreed, item, offer, sealed.answer, sealed.nonce, about)
+        await self._answer(agreed, item, offer, sealed.answer, body)
+
+    async def commitment_ended(self, item: journal.OutboxRow, receipt: Receipt | None) -> None:
+        """Hear that a home has refused a commitment: what it is about is not judged here any more."""
+        if receipt is None or receipt.status != Receipt.STATUS_REFUSED:
+            return
+        digest = self._revealing.offer_of(item)
+        offer = await self._database.read(lambda c: journal.get_offer(c, digest))
+        if offer is not None and offer.state == "held":
+            await self._give_up(offer, f"its home has refused the commitment: {receipt.reason}")
+
+    async def _answer(
+        self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any], body: bytes
+    ) -> None:
+        """Keep signed reviews and have them sent, once; count what they say of the author."""
         now_ms = self._gate.now_ms()
         accepts = sum(one["score"] >= agreed.terms.review.min_score for one in answer["reviews"])
 
         def write(connection: sqlite3.Connection) -> bool:
             if not journal.finish_offer(connection, item.digest, body, now_ms):
                 return True  # judged before: nothing of it counts twice
-            journal.add_agreement(connection, item.home, _GENERATOR, float(accepts))
-            journal.add_disagreement(connection, item.home, _GENERATOR, float(len(offer.tasks) - accepts))
-            return journal.try_enqueue(connection, self._reviews_item(agreed, item, body))
+            journal.add_agreement(connection, item.home, _GENERATOR, float(accepts), now_ms=now_ms)
+            rejects = float(len(offer.tasks) - accepts)
+            journal.add_disagreement(connection, item.home, _GENERATOR, rejects, now_ms=now_ms)
+            return journal.try_enqueue(connection, self._writer.item(agreed, item, body))
 
         if not await self._database.transact(write):
             log.warning("the review for %s waits until it asks again: it does not take its messages", item.home)
         self._outbox.kick(item.home)
-        return None
 
     def _keep_answer(self, item: journal.OfferRow, answer: dict[str, Any]) -> None:
         if len(self._answers) < _KEPT_ANSWERS:
             self._answers[item.digest] = answer
-
-    def _may_wait(self, rate: Rate, agreed: Agreed, amount: int) -> bool:
-        """Tell whether a rate that is used up can ever let `amount` pass while the agreement lasts."""
-        return amount <= rate.records and self._gate.now_ms() < agreed.terms.expires_ms
-
-    def _sign_reviews(self, agreed: Agreed, item: journal.OfferRow, offer: TaskOffer, answer: dict[str, Any]) -> bytes:
-        now_ms = self._gate.now_ms()
-        delivery = ReviewDelivery(batch_id=item.batch_id, chain=self._identity.chain)
-        for task, scored in zip(offer.tasks, answer["reviews"], strict=True):
-            review = Review(
-                task_id=task.id,
-                revision=task.revision,
-                record_digest=sha256(task.record),
-                agreement_digest=agreed.digest,
-                bundle_epoch=agreed.terms.bundle_epoch,
-                organization=self._identity.organization,
-                reviewer=str(self._agent),
-                accept=scored["score"] >= agreed.terms.review.min_score,
-                score=scored["score"],
-                axes=scored["axes"],
-                validator=answer["validator"],
-                at_ms=now_ms,
-                author=item.home,
-            )
-            envelope = sign_document(self._identity.key, "review", review.SerializeToString())
-            delivery.reviews.append(ReviewedTask(review=envelope, feedback=scored["feedback"]))
-        return delivery.SerializeToString()
-
-    def _reviews_item(self, agreed: Agreed, item: journal.OfferRow, body: bytes) -> journal.OutboxRow:
-        now_ms = self._gate.now_ms()
-        return journal.OutboxRow(
-            message_id=self._gate.new_id(),
-            organization=item.home,
-            kind=REVIEWS,
-            body=body,
-            dedup_key=f"reviews/{item.digest.hex()}",
-            created_ms=now_ms,
-            expires_ms=agreed.terms.expires_ms,
-        )
-
-    # -- keeping what was certified --------------------------------------------------------------------------------
-
-    async def _on_records(self, sender: Attested, body: bytes) -> Receipt:
-        delivery = RecordDelivery.FromString(body)
-        if not 0 < len(delivery.records) <= 256:
-            raise UnexpectedMessage(f"{len(delivery.records)} records in one message; 1 to 256 are taken")
-        task_ids = {one.task.id for one in delivery.records}
-        if len(task_ids) != len(delivery.records):
-            raise UnexpectedMessage("a task is twice in a delivery")
-        agreed = self._agreed(delivery.records[0].task.agreement_digest)
-        known = await self._database.read(lambda c: records.stored_digests(c, sender.organization, task_ids))
-        fresh = [one for one in delivery.records if known.get(one.task.id) != sha256(one.task.record)]
-        if fresh:
-            await self._keep_records(agreed, fresh, delivery.records, sender)
-        return accepted()
-
-    async def _keep_records(
-        self, agreed: Agreed, fresh: Sequence[CertifiedRecord], came: Sequence[CertifiedRecord], sender: Attested
-    ) -> None:
-        """Keep the records of a delivery that are not here yet; all that came together is judged together."""
-        labels = {one.task.id: certificate_labels(one.certificate) for one in came}
-        tasks = [one.task for one in came]
-        every = await self._record_gate.receive(agreed, tasks, sender, RELEASE, "certified", known=labels)
-        owed = {task.id: one for task, one in zip(tasks, every, strict=True)}
-        now_ms = self._gate.now_ms()
-        raw = self._agreements.raw(agreed.digest)
-
-        def check(certified: CertifiedRecord) -> records.CertifiedRecord:
-            verify_certified(certified, agreed, self._trust)
-            return stored_record(agreed, certified, self._identity, raw, now_ms, owed[certified.task.id])
-
-        stored = await trio.to_thread.run_sync(lambda: [check(one) for one in fresh])
-
-        def write(connection: sqlite3.Connection) -> None:
-            for record in stored:
-                if not records.put_record(connection, record):
-                    continue
-                entry = audit.AuditEntry(
-                    kind="effect",
-                    action="record.stored",
-                    peer=sender.organization,
-                    subject=record.record_digest,
-                    agreement=agreed.digest,
-                )
-                audit.append(connection, entry, now_ms)
-
-        await self._database.transact(write)
-
-
-def _quota(agreed: Agreed, home: str) -> str:
-    """Return the name under which a home's tasks under an agreement are counted."""
-    return f"agreement/{agreed.digest.hex()}/{home}"
-
-
-def _check_quota(agreed: Agreed, home: str, tasks: int) -> None:
-    if tasks > (most := agreed.terms.records_per_organization):
-        raise AgreementError(f"{home} has offered {most} records, as many as were agreed, or would with these")

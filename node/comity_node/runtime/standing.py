@@ -8,7 +8,6 @@ from comity.trust import NodeIdentity, TrustStore
 from comity_node.admission import Gate, Question
 from comity_node.discovery.news import Hint
 from comity_node.policy.model import Request
-from comity_node.runtime.score import mean
 from comity_node.storage import journal
 from comity_node.storage.database import Database
 from comity_node.storage.reliability import ReliabilityRow
@@ -28,7 +27,8 @@ class Standing:
 
     async def hints(self) -> Sequence[Hint]:
         """Return what can be told now; nothing, if there is a member who may not hear it: news go to all."""
-        rows = await self._database.read(journal.list_reliability)
+        now_ms = self._gate.now_ms()
+        rows = await self._database.read(lambda c: journal.list_reliability(c, now_ms))
         others = sorted(set(self._trust.bundle.members) - {self._identity.organization})
         told = [row for row in rows if row.organization in others]
         if not told:
@@ -47,6 +47,6 @@ def hint_of(row: ReliabilityRow) -> Hint:
         role=row.role,
         agreed_milli=round(row.agreed * 1000),
         disagreed_milli=round(row.disagreed * 1000),
-        mean=round(mean(row.agreed, row.disagreed) * _SCALE),
+        mean=round(row.reliability * _SCALE),
         weight=round(outcomes / (outcomes + _HALF_WEIGHT) * _SCALE),
     )

@@ -176,6 +176,15 @@ def _equivocation(vote: VoteRow, first_review: bytes) -> audit.AuditEntry:
     )
 
 
+def get_vote(connection: sqlite3.Connection, task_id: bytes, revision: int, organization: str) -> VoteRow | None:
+    """Return the vote of an organization on a task's revision that counts; None if it has not voted."""
+    row = connection.execute(
+        f"SELECT {_VOTE} FROM votes WHERE task_id = ? AND revision = ? AND organization = ?",
+        (task_id, revision, organization),
+    ).fetchone()
+    return None if row is None else _vote(row)
+
+
 def batch_votes(connection: sqlite3.Connection, batch_id: bytes, revision: int) -> dict[bytes, list[VoteRow]]:
     """Return the votes on all tasks of a batch, by task id, each by organization."""
     columns = ", ".join(f"votes.{name}" for name in _VOTE.split(", "))
