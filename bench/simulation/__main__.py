@@ -30,7 +30,8 @@ SIZES = (100, 300, 1000, 3000, 10_000)
 #: An agreement has at most 256 participants, one of whom is the author.
 REVIEWERS = (3, 7, 15, 31, 63, 127, 255)
 PARTS = ("gossip", "lookup", "routing", "quorum")
-#: Organizations whose nodes have all the links that they may have: each costs as much as ten with few.
+#: Organizations whose nodes have all the links that they may have (each costs as much as ten with few), and whose
+#: routers are compared with others.
 _MOST_FULL = 1000
 
 
@@ -113,7 +114,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
             for arm, world in _lookups(plan).items():
                 yield f"{arm} {size}", partial(lookup.measure, arm, size, plan.seed, world)
         if "routing" in plan.parts:
-            for arm, routed in _routings(plan).items():
+            for arm, routed in routing_worlds(plan, size).items():
                 yield f"{arm} {size}", partial(routing.measure, arm, size, plan.seed, routed)
     if "quorum" in plan.parts:
         jury = quorum.Jury(max(plan.reviewers) + 1, Random(plan.seed))
@@ -127,12 +128,18 @@ def _lookups(plan: Plan) -> dict[str, LookupWorld]:
     return {"lookup/room": plan.lookup, "lookup/full": replace(plan.lookup, links=plan.lookup.max_peers)}
 
 
-def _routings(plan: Plan) -> dict[str, routing.RoutingWorld]:
+def routing_worlds(plan: Plan, size: int) -> dict[str, routing.RoutingWorld]:
+    """Return the worlds in which routing is simulated at a size; what routers are compared with, up to a size only."""
     worlds = {
         "routing/quorum": routing.by_quorum(),
-        "routing/few": routing.few(learns=True),
-        "routing/few-blind": routing.few(learns=False),
+        "routing/quorum-f": routing.all_at_once(),
+        "routing/few": routing.few(),
+        "routing/few-blind": routing.few("blind"),
     }
+    if size <= _MOST_FULL:
+        worlds |= {f"routing/few-{chooser}": routing.few(chooser) for chooser in ("least", "weighted")}
+        worlds["routing/slow"] = routing.slowing()
+        worlds |= {f"routing/slow-{chooser}": routing.slowing(chooser) for chooser in ("blind", "least", "weighted")}
     return {arm: replace(world, homes=plan.homes) for arm, world in worlds.items()}
 
 
@@ -142,7 +149,7 @@ def _worlds(plan: Plan) -> dict[str, Any]:
             str(size): {arm: asdict(world) for arm, world in gossip_worlds(plan, size).items()} for size in plan.sizes
         },
         **{arm: asdict(world) for arm, world in _lookups(plan).items()},
-        **{arm: asdict(world) for arm, world in _routings(plan).items()},
+        **{arm: asdict(world) for arm, world in routing_worlds(plan, min(plan.sizes)).items()},
         "quorum": asdict(QuorumWorld()),
     }
 

@@ -34,7 +34,8 @@ class LookupWorld:
         links: of each node before anybody searches, about.
         latency_ms: of a message, one way, from and to; a new link takes two round trips more.
         max_peers: links of a node, at most.
-        refused_ms: until a searcher gives up a peer that has no place for a link, as the node's network does.
+        casual: links from which on a node dials nobody whom it does not search for, as `Network` does.
+        guests: links that a node has for searches when it has so many.
         search_ms: for one search.
         publishers: organizations that say what they provide, at most.
         providers: of each skill.
@@ -44,7 +45,8 @@ class LookupWorld:
     links: int = 20
     latency_ms: tuple[int, int] = (10, 100)
     max_peers: int = LinkLimits().max_peers
-    refused_ms: int = 8_000
+    casual: int = LinkLimits().max_peers * 7 // 8
+    guests: int = 16
     search_ms: int = round(KademliaSettings().search_s * 1000)
     publishers: int = 200
     providers: int = 4
@@ -59,6 +61,7 @@ class Node:
     table: RoutingTable
     records: Providers = field(default_factory=Providers)
     linked: dict[str, None] = field(default_factory=dict)
+    guests: dict[str, None] = field(default_factory=dict)
     provided: set[bytes] = field(default_factory=set)
     answers: int = 0
 
@@ -110,7 +113,8 @@ class LookupNet:
             self.nodes[peer_id] = Node(Contact(peer_id, (_ADDRESS,)), RoutingTable(peer_id))
         self.names = list(self.nodes)
         for a, b in random_links(count, world.links, self.random):
-            self.link(self.names[a], self.names[b])
+            if len(self.nodes[self.names[a]].linked) < world.casual:
+                self.link(self.names[a], self.names[b])
 
     def link(self, a: str, b: str) -> bool:
         """Link two nodes, each of which takes the other into its table; False where one has no place left."""
@@ -122,6 +126,27 @@ class LookupNet:
         for node, other in ((first, b), (second, a)):
             node.linked[other] = None
             node.table.add(other)
+        return True
+
+    def unlink(self, a: str, b: str) -> None:
+        """End a link; the place of each in the other's table is for one that had none, as `Kademlia.peer_down` does."""
+        for node, other in ((self.nodes[a], b), (self.nodes[b], a)):
+            node.linked.pop(other, None)
+            node.guests.pop(other, None)
+            node.table.remove(other)
+            for each in node.linked:
+                node.table.add(each)
+
+    def _reach(self, who: str, whom: str) -> bool:
+        """Link with a peer for a search; the oldest guests give their place, as in `Network`."""
+        me, world = self.nodes[who], self._world
+        while me.guests and (
+            len(me.linked) >= world.max_peers or (len(me.guests) >= world.guests and len(me.linked) >= world.casual)
+        ):
+            self.unlink(who, next(iter(me.guests)))
+        if not self.link(who, whom):
+            return False
+        me.guests[whom] = None
         return True
 
     def publish(self, who: str, skill: str) -> Trace:
@@ -182,9 +207,11 @@ class LookupNet:
     ) -> None:  # fmt: skip
         way = 1
         if whom not in self.nodes[who].linked:
-            if not self.link(who, whom):
+            if not self._reach(who, whom):
                 trace.refused += 1
-                self.clock.after(self._world.refused_ms, partial(self._end, search, trace, whom, None, go_on))
+                # At once where there is no place here; if there is none there, after the two round trips of a new link.
+                after_ms = 0 if len(self.nodes[who].linked) >= self._world.max_peers else self._way_ms(4)
+                self.clock.after(after_ms, partial(self._end, search, trace, whom, None, go_on))
                 return
             trace.links += 1
             way += 4

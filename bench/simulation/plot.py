@@ -49,7 +49,7 @@ PANELS: Final = (
     Panel(
         "Routing: ms until 99% of batches are answered",
         (
-            ("routing/quorum", "time-99-percent", "quorum and f of 12"),
+            ("routing/quorum", "time-99-percent", "a quorum of 12"),
             ("routing/few", "time-99-percent", "3 of 24"),
             ("routing/few-blind", "time-99-percent", "3 of 24, at random"),
         ),

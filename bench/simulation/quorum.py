@@ -5,6 +5,7 @@ Real are keys, certificates, reviews, the ballot, the certificate and its verifi
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -148,19 +149,21 @@ def measure(jury: Jury, eligible: int, seed: int, world: QuorumWorld, *, liars: 
 def _certify(
     author: str, votes: dict[str, CheckedReview], rule: QuorumRule, random: Random, world: QuorumWorld
 ) -> _Course:  # fmt: skip
-    """Ask as many as a quorum takes, and f more, as `runtime.offering` does, and count votes as they come."""
+    """Ask as many as a quorum takes, and one more for each vote against the most, as `runtime.offering` does."""
     ballot = Ballot(
         task_id=bytes(16), record_digest=sha256(_RECORD), agreement_digest=bytes(32), epoch=1, author=author,
         eligible=frozenset(votes), rule=rule, min_score=_MIN_SCORE,
     )  # fmt: skip
-    candidates = [Candidate(name, True, 0.5) for name in votes]
-    asked = Router(random).draw(candidates, rule.quorum + rule.faulty)
-    came = sorted((world.median_ms * random.lognormvariate(0, world.sigma), name) for name in asked)
-    bytes_in = 0
-    for _, name in came:
+    order = Router(random).draw([Candidate(name) for name in votes], len(votes), 0.0)
+    under_way: list[tuple[float, str]] = []
+    asked, bytes_in, now_ms = 0, 0, 0.0
+    while ballot.outcome() is Outcome.OPEN:
+        most = max(len(ballot.votes(True)), len(ballot.votes(False)))
+        while most + len(under_way) < rule.quorum and asked < len(order):
+            heapq.heappush(under_way, (now_ms + world.median_ms * random.lognormvariate(0, world.sigma), order[asked]))
+            asked += 1
+        now_ms, name = heapq.heappop(under_way)
         vote = votes[name]
         ballot.add(vote)
         bytes_in += Vote(review=vote.envelope, chain=vote.chain).ByteSize()
-        if ballot.outcome() is not Outcome.OPEN:
-            break
-    return _Course(ballot.certificate(), len(ballot.voted), bytes_in, came[len(ballot.voted) - 1][0], len(asked))
+    return _Course(ballot.certificate(), len(ballot.voted), bytes_in, now_ms, asked)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from comity_node.protocol.routing import jain as jain
+
 
 class Clock:
     """Virtual time in milliseconds: it passes only in `run` and `drain`."""
@@ -111,12 +113,6 @@ def quantile(values: Sequence[float], share: float) -> float:
         raise ValueError("a quantile of nothing")
     ordered = sorted(values)
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
-
-
-def jain(loads: Sequence[float]) -> float:
-    """Return Jain's index of fairness: 1 if all bear the same, 1/n if one bears all (Jain, Chiu and Hawe, 1984)."""
-    squares = sum(load * load for load in loads)
-    return sum(loads) ** 2 / (len(loads) * squares) if squares else 1.0
 
 
 def _rounded(value: float) -> float:

@@ -53,8 +53,11 @@ class DiscoverySettings:
         settled_s: between rounds when all are.
         ask_s: for one peer's answer.
         max_hints: hints taken from one answer.
-        max_unproved: peers known from hints of one organization's nodes that have not attested themselves.
+        max_unproved: peers known from hints of one organization's nodes that have not attested themselves; a quarter
+            of them once only the places are left that are kept.
         max_addresses: addresses taken from one hint.
+        max_casual: peers that are known, from which on only those are dialled that are needed or searched for: what is
+            left of a node's places is for searches and for others who come.
         give_up_s: then such a peer is forgotten.
         dead_end_s: for so long after that it is not taken again, and still counts for its organization.
         allow_private: whether loopback and private addresses are dialled when a peer names them.
@@ -66,6 +69,7 @@ class DiscoverySettings:
     max_hints: int = 128
     max_unproved: int = 32
     max_addresses: int = 16
+    max_casual: int = 224
     give_up_s: float = 60.0
     dead_end_s: float = 120.0
     allow_private: bool = False
@@ -121,6 +125,7 @@ class Discovery:
         *,
         bootstrap: Sequence[str],
         organizations: Callable[[], Collection[str]],
+        needed: Callable[[str], bool] = lambda organization: False,
         settings: DiscoverySettings | None = None,
     ) -> None:
         """Make a discovery; `run` starts it.
@@ -130,12 +135,14 @@ class Discovery:
             fetch_peers: asks a linked peer (PeerId) whom it knows; raises ComityError when it does not answer.
             bootstrap: multiaddrs with /p2p to begin with; they are never forgotten.
             organizations: the other members of the consortium, by name.
+            needed: whether there is something to do with an organization: it is dialled as long as there is any place.
             settings: times and bounds.
 
         Raises:
             ConfigError: a bootstrap address is malformed or has no /p2p.
         """
         self._links, self._fetch_peers, self._organizations = links, fetch_peers, organizations
+        self._needed = needed
         self._settings = settings or DiscoverySettings()
         self._bootstrap = [_bootstrap_address(text) for text in bootstrap]
         self._unproved: dict[str, _Unproved] = {}
@@ -181,17 +188,30 @@ class Discovery:
         linked = {state.organization for state in self._links.peers() if state.state == "connected"}
         return frozenset(self._organizations()) - linked
 
-    def learn(self, source: str, hints: Sequence[PeerHint]) -> None:
-        """Take hints from a peer; those that are malformed or too many are dropped."""
+    def learn(self, source: str, hints: Sequence[PeerHint], *, searched: bool = False) -> None:
+        """Take hints from a peer; those that are malformed or too many are dropped.
+
+        Args:
+            source: who has named them.
+            hints: what it says.
+            searched: whether they are what this node searches for, or the way to it.
+        """
         states = {state.peer_id: state for state in self._links.peers()}
         beside = _nodes_beside(source, states.values())
+        places = self._settings.max_casual - len(states)
         for hint in hints[: self._settings.max_hints]:
+            known = states.get(hint.peer_id)
             try:
-                self._learn(source, hint, states.get(hint.peer_id), beside)
+                if known is None and places <= 0 and not (searched or self._needed(hint.organization)):
+                    raise Busy("the places that are left are for who is needed or searched for")
+                self._learn(source, hint, known, beside, is_kept=places <= 0)
+                places -= known is None
             except ComityError as error:  # whatever is wrong with it: what others say never stops a node
                 _log.debug("a hint of %s about %.64s was dropped: %s", source, hint.peer_id, error)
 
-    def _learn(self, source: str, hint: PeerHint, known: LinkState | None, beside: Collection[str]) -> None:
+    def _learn(
+        self, source: str, hint: PeerHint, known: LinkState | None, beside: Collection[str], *, is_kept: bool
+    ) -> None:
         peer_id_to_bytes(hint.peer_id)
         if hint.peer_id == self._links.peer_id or (known and known.state == "connected"):
             return
@@ -201,7 +221,9 @@ class Discovery:
         if known is None and hint.peer_id not in self._unproved:
             if not addresses:
                 raise ConfigError("no address that can be dialled")
-            self._charge(source, hint.peer_id, addresses, beside)
+            # Whoever only says that somebody is needed does not take all the places that are kept for it.
+            most = max(1, self._settings.max_unproved // 4) if is_kept else self._settings.max_unproved
+            self._charge(source, hint.peer_id, addresses, beside, most)
         elif hint.peer_id in self._unproved and self._unproved[hint.peer_id].is_dead_end:
             raise Busy("nobody was there a moment ago")
         try:
@@ -211,12 +233,14 @@ class Discovery:
                 self._unproved.pop(hint.peer_id, None)
             raise
 
-    def _charge(self, source: str, peer_id: str, addresses: Sequence[Address], beside: Collection[str]) -> None:
+    def _charge(
+        self, source: str, peer_id: str, addresses: Sequence[Address], beside: Collection[str], most: int
+    ) -> None:
         """Put a peer on the account of the organization that has named it, or has named peers that are behind it."""
         by_relay = next((one.source for one in self._unproved.values() if peer_id in one.relays), "")
         if by_relay and by_relay != source:
             source, beside = by_relay, _nodes_beside(by_relay, self._links.peers())
-        if sum(one.source in beside for one in self._unproved.values()) >= self._settings.max_unproved:
+        if sum(one.source in beside for one in self._unproved.values()) >= most:
             raise Busy(f"the organization of {source} has named too many peers that cannot be reached")
         relays = frozenset(address.relay for address in addresses) - {""}
         self._unproved[peer_id] = _Unproved(source, trio.current_time(), relays)

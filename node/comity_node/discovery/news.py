@@ -1,13 +1,15 @@
-"""What a consortium gossips: agent cards, hints at reliability, and revocations of certificates.
+"""What a consortium gossips: agent cards, hints at reliability, evidence of lies, and revocations of certificates.
 
-Each kind has its topic, `comity/<consortium>/cards|reliability|revocations`, and its rules. A message is judged before
-it is forwarded: what any honest node must refuse is rejected, and held against who sent it; what depends on the time or
-on what we have already is ignored.
+Each kind has its topic, `comity/<consortium>/cards|reliability|evidence|revocations`, and its rules. A message is
+judged before it is forwarded: what any honest node must refuse is rejected, and held against who sent it; what depends
+on the time or on what we have already is ignored.
 
 - *cards*: a signed agent card (A2A JWS, `comity.card`), of a member, and from its own node only (S5). The newest by
   time of issue wins.
 - *reliability*: what a node of a member has learned about *other* members, as integers, for a bounded time. It is
   advice: no hint moves anything by itself.
+- *evidence*: `comity.evidence`, from whomever: two documents that no honest organization signs both. It takes effect
+  before it is forwarded; what does not verify moves nothing.
 - *revocations*: `comity.revocation`, from whomever: its organization's CA has signed it. It never goes away, and it
   takes effect before it is forwarded.
 
@@ -26,7 +28,16 @@ import trio
 
 from comity.card import IDENTITY_EXTENSION, MAX_CARD, AgentCard, open_card
 from comity.digest import sha256
-from comity.errors import ChainInvalid, ComityError, RevocationInvalid, TrustError, UnexpectedMessage
+from comity.errors import (
+    CertificateInvalid,
+    ChainInvalid,
+    ComityError,
+    EnvelopeError,
+    RevocationInvalid,
+    TrustError,
+    UnexpectedMessage,
+)
+from comity.evidence import Proven, verify_evidence
 from comity.revocation import Revocation, RevocationList, verify_revocation
 from comity.strictjson import MAX_INTEGER, Fields, parse_json
 from comity.trust import Attested, NodeIdentity, TrustStore
@@ -55,6 +66,11 @@ async def _nothing() -> Sequence[Hint]:
     return ()
 
 
+async def _no_evidence() -> Sequence[bytes]:
+    await trio.lowlevel.checkpoint()
+    return ()
+
+
 class News:
     """Spreads a node's news, and keeps that of others."""
 
@@ -68,7 +84,9 @@ class News:
         random: Randomness,
         own_cards: Callable[[], Awaitable[Sequence[bytes]]],
         own_hints: Callable[[], Awaitable[Sequence[Hint]]] = _nothing,
+        own_evidence: Callable[[], Awaitable[Sequence[bytes]]] = _no_evidence,
         on_card: Callable[[AgentCard], None] = lambda _: None,
+        on_evidence: Callable[[Proven], None] = lambda _: None,
         on_revoked: Callable[[Revocation], None],
         settings: NewsSettings | None = None,
     ) -> None:
@@ -82,7 +100,9 @@ class News:
             random: a source of randomness.
             own_cards: the node's own cards, signed now.
             own_hints: what the node would tell others about others.
+            own_evidence: of lies, what this node knows and may tell.
             on_card: told each new card.
+            on_evidence: told each verified evidence, before it is forwarded.
             on_revoked: told each new revocation, before it is forwarded: here it takes effect, and is written down.
             settings: bounds and times.
         """
@@ -90,6 +110,7 @@ class News:
         self._now_ms, self._random = now_ms, random
         self._own_cards, self._own_hints = own_cards, own_hints
         self._on_card, self._on_revoked = on_card, on_revoked
+        self._own_evidence, self._on_evidence = own_evidence, on_evidence
         self._settings = settings or NewsSettings()
         self._cards, self._hints = CardStore(self._settings), HintStore(self._settings)
         self._revocations = RevocationList(most=self._settings.revocations)
@@ -102,7 +123,7 @@ class News:
         self.counts: Counter[str] = Counter()
         consortium = trust.bundle.consortium
         self._card_topic, self._hint_topic = topic(consortium, "cards"), topic(consortium, "reliability")
-        self._revocation_topic = topic(consortium, "revocations")
+        self._revocation_topic, self._evidence_topic = topic(consortium, "revocations"), topic(consortium, "evidence")
 
     def cards(self) -> tuple[AgentCard, ...]:
         """The cards of other nodes that are good now."""
@@ -167,6 +188,9 @@ class News:
                 tuple(hints[: self._settings.hints]),
             )
             await self._publish(self._hint_topic, news.encode())
+        for proof in await self._own_evidence():
+            if self._heard.note(sha256(proof), self._now_ms()):
+                await self._publish(self._evidence_topic, proof)
         known = [one for one in self._revocations if one.is_of(self._trust.bundle)]
         for revocation in self._random.sample(known, len(known)):
             if self._heard.note(sha256(revocation.raw), self._now_ms()):
@@ -177,6 +201,7 @@ class News:
         self._pubsub.subscribe(self._card_topic, self._judge_card, self._tell_card)
         self._pubsub.subscribe(self._hint_topic, self._judge_hints, _done)
         self._pubsub.subscribe(self._revocation_topic, self._judge_revocation, _done)
+        self._pubsub.subscribe(self._evidence_topic, self._judge_evidence, _done)
         task_status.started()
         while True:
             try:
@@ -250,6 +275,25 @@ class News:
         if attested.organization in subjects or not subjects <= set(self._trust.bundle.members):
             raise UnexpectedMessage(f"{attested.organization} may speak of the other members only")
         return attested
+
+    async def _judge_evidence(self, received: Received) -> Verdict:
+        await trio.lowlevel.checkpoint()
+        if not self._has_turn(received.author):
+            return self._count(Verdict.IGNORE, "evidence.over_rate")
+        try:
+            proven = verify_evidence(received.data, self._trust)
+        except (ChainInvalid, CertificateInvalid) as error:
+            # A chain may have been good where it was forwarded; two documents contradict each other or do not.
+            _log.info("evidence by way of %s is refused: %s", received.source, error)
+            verdict = Verdict.IGNORE if isinstance(error, ChainInvalid) else Verdict.REJECT
+            return self._count(verdict, "evidence.refused")
+        except (TrustError, EnvelopeError) as error:
+            _log.info("evidence by way of %s is refused: %s", received.source, error)
+            return self._count(Verdict.REJECT, "evidence.refused")
+        if not self._heard.note(sha256(received.data), self._now_ms()):
+            return self._count(Verdict.IGNORE, "evidence.known")
+        self._on_evidence(proven)
+        return self._count(Verdict.ACCEPT, "evidence.new")
 
     async def _judge_revocation(self, received: Received) -> Verdict:
         await trio.lowlevel.checkpoint()

@@ -30,6 +30,7 @@ from comity_node.runtime.ballots import BallotBox
 from comity_node.runtime.certify import Certifier
 from comity_node.runtime.offering import Offering
 from comity_node.runtime.patience import patiently
+from comity_node.runtime.sealing import Sealing
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database
@@ -49,7 +50,7 @@ class Author:
 
     def __init__(
         self, *, identity: NodeIdentity, gate: Gate, workers: Workers, database: Database, offering: Offering,
-        ballots: BallotBox, certifier: Certifier, agreements: Agreements,
+        ballots: BallotBox, certifier: Certifier, sealing: Sealing, agreements: Agreements,
     ) -> None:  # fmt: skip
         """Author records in the name of `identity`'s organization, with its own `workers`."""
         self._me = identity.organization
@@ -59,9 +60,11 @@ class Author:
         self._offering = offering
         self._ballots = ballots
         self._certifier = certifier
+        self._sealing = sealing
         self._agreements = agreements
         self._news: dict[bytes, trio.Event] = {}
         self._begun: set[bytes] = set()
+        self._cancelled: set[bytes] = set()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,6 +85,11 @@ class Author:
     async def offer_ended(self, item: journal.OutboxRow, receipt: Receipt | None) -> None:
         """Hear that an offer was taken into custody, refused, or could not be delivered in time."""
         self.news(await self._offering.ended(item, receipt))
+
+    def cancel(self, digest: bytes) -> None:
+        """End what is open of an agreement's own records; whoever calls this has it on disk that they are cancelled."""
+        self._cancelled.add(digest)
+        self.look_again()
 
     def news(self, batch: bytes) -> None:
         """Look at a batch again: a vote came, or an offer ended."""
@@ -116,13 +124,19 @@ class Author:
         log.info("all own records of agreement %s are decided", agreed.digest.hex()[:12])
 
     async def _drive(self, agreed: Agreed, number: int, size: int) -> None:
-        """Take one batch to its end, whatever state an earlier run left it in."""
+        """Make one batch, if an earlier run has not, and take it to its end."""
         batch = batches.batch_id(agreed, self._me, number)
-        goes_on = await self._agreements.until_in_force(agreed.digest)
+        goes_on = await self._agreements.until_in_force(agreed.digest) and agreed.digest not in self._cancelled
         if goes_on and not await self._open_tasks(batch) and not await self._any_tasks(batch):
             await self._generate(agreed, number, size)
+        await self.decide(agreed, batch)
+
+    async def decide(self, agreed: Agreed, batch: bytes) -> None:
+        """Take the records of a batch, which are made and in the journal, to their ends; returns when all are."""
         while tasks := await self._open_tasks(batch):
-            if not await self._agreements.until_in_force(agreed.digest):
+            if agreed.digest in self._cancelled:
+                await self._end(agreed, tasks, Input.CANCELLED, "cancelled")
+            elif not await self._agreements.until_in_force(agreed.digest):
                 await self._end(agreed, tasks, Input.UNDECIDED, "the agreement was ended")
             elif self._gate.now_ms() >= agreed.terms.expires_ms:
                 await self._end(agreed, tasks, Input.UNDECIDED, "the agreement has expired")
@@ -191,6 +205,8 @@ class Author:
             "seed": int.from_bytes(sha256(tasks[0].task_id + bytes([tasks[0].revision]))[:4], "big"),
         }
         made = await self._ask_agent(agreed, "repair", work, len(tasks), failures=_REPAIRS)
+        if made is None and agreed.digest in self._cancelled:
+            return
         if made is None:
             await self._end(agreed, tasks, Input.REJECTED, "the own agent could not repair it")
             return
@@ -221,7 +237,7 @@ class Author:
         """
         failed = 0
         while self._gate.now_ms() < agreed.terms.expires_ms and (failures is None or failed < failures):
-            if not await self._agreements.until_in_force(agreed.digest):
+            if not await self._agreements.until_in_force(agreed.digest) or agreed.digest in self._cancelled:
                 return None
             try:
                 answer = await self._workers.call(skill, work, deadline_s=_AGENT_DEADLINE_S)
@@ -237,45 +253,45 @@ class Author:
 
     async def _review(self, agreed: Agreed, batch: bytes) -> None:
         """Wait until every task in review is decided or nobody is left to ask; then conclude them."""
+        known_fixed = False
         while tasks := [task for task in await self._open_tasks(batch) if task.state == State.IN_REVIEW]:
-            if self._agreements.why_stopped(agreed.digest):
+            if self._agreements.why_stopped(agreed.digest) or agreed.digest in self._cancelled:
                 break
             event = self._news[batch] = trio.Event()
             # In this order: who has voted is in the ballots that are counted after.
             assignments = await self._database.read(lambda c: journal.list_assignments(c, batch, tasks[0].revision))
             ballots = await self._ballots.count(agreed, batch, tasks)
             now_ms = self._gate.now_ms()
-            settled = all(self._ballots.settled(agreed, task, ballots[task.task_id]) for task in tasks)
-            if settled or now_ms >= agreed.terms.expires_ms:
+            unsettled = [one for task in tasks if not self._ballots.settled(agreed, task, one := ballots[task.task_id])]
+            if not unsettled or now_ms >= agreed.terms.expires_ms:
                 await self._conclude(agreed, tasks, ballots, assignments)
                 continue
             pending = [one for one in assignments if one.state not in OVER]
             late = [one for one in pending if one.lease_until_ms <= now_ms]
-            missing = self._missing(agreed, assignments, pending, late)
+            missing = self._offering.missing(agreed, unsettled, assignments, now_ms)
+            if agreed.terms.review.commit_reveal:
+                have, fixed = await self._sealing.close(agreed, batch, tasks[0].revision, assignments)
+                if fixed and not known_fixed:
+                    known_fixed = True
+                    continue  # the leases of those who have committed begin anew
+                missing = 0 if fixed else missing
+                late = [one for one in late if fixed or one.organization not in have]
             if missing or late:
                 await self._offering.widen(agreed, batch, tasks, missing, assignments, late)
             elif pending:
-                next_ms = min(*(one.lease_until_ms for one in pending), agreed.terms.expires_ms)
+                ends = [end for one in pending for end in (self._offering.slow_at_ms(agreed, one), one.lease_until_ms)]
+                next_ms = min(each for each in (*ends, agreed.terms.expires_ms) if each > now_ms)
                 with trio.move_on_after(max(0.01, (next_ms - now_ms) / 1000)):
                     await event.wait()
             else:
                 await self._conclude(agreed, tasks, ballots, assignments)
         self._news.pop(batch, None)
 
-    def _missing(
-        self, agreed: Agreed, assignments: Sequence[journal.AssignmentRow], pending: Sequence[journal.AssignmentRow],
-        late: Sequence[journal.AssignmentRow],
-    ) -> int:  # fmt: skip
-        """Return how many more to ask: in place of those who refuse or are late, or all when votes are split."""
-        unasked = agreed.rule.eligible - len(assignments)
-        active = sum(one.state == Assigned.VOTED for one in assignments) + len(pending) - len(late)
-        wanted = agreed.rule.quorum + agreed.rule.faulty - active
-        return max(0, min(unasked, wanted if pending or wanted > 0 else unasked))
-
     async def _conclude(
         self, agreed: Agreed, tasks: Sequence[journal.TaskRow], ballots: Mapping[bytes, Ballot],
         assignments: Sequence[journal.AssignmentRow],
     ) -> None:  # fmt: skip
+        await self._offering.concluded(agreed, assignments)
         refused = sorted(one.organization for one in assignments if one.state == Assigned.REFUSED)
         if agreed.rule.eligible - len(refused) < agreed.rule.quorum:
             await self._end(agreed, tasks, Input.REFUSED, f"policy of {', '.join(refused)}", ("peers",))
