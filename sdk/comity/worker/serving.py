@@ -1,19 +1,9 @@
-"""Workers: processes that serve an agent to their organization's node.
-
-    python -m comity.worker my_agents:generator --control unix:/run/comity/mercy/control.sock
-
-or, in a program of one's own, `serve(agent)`. A worker grants the node as many credits as it runs skills at a time, so
-it never holds more work than that. It reconnects when the node goes away. SIGTERM or SIGINT makes it take no more,
-finish what it holds and leave; a second one makes it leave at once.
-"""
+"""One worker: its connection to the node, what it holds, and how it leaves."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import json
 import logging
 import os
@@ -22,24 +12,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 from grpc import aio
 
 from comity import __version__
-from comity._control.channel import CHANNEL_OPTIONS, ENVIRONMENT, Tls, control_address
+from comity._control.channel import CHANNEL_OPTIONS, Tls, control_address
 from comity._control.failures import to_control_error
 from comity.agent import Agent, ThreadPool, Work
-from comity.errors import AgentFailed, ComityError, ConfigError, ControlError
+from comity.errors import AgentFailed, ControlError
 from comity.v1 import control_pb2 as pb
 from comity.v1 import control_pb2_grpc as pb_grpc
 
-__all__ = ["Report", "Stop", "load_agent", "main", "serve", "serve_async"]
-
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("comity.worker")
 
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 5.0
@@ -77,17 +64,23 @@ class Report:
 
 
 class Stop:
-    """How to end `serve_async`: `leave()` lets it finish what it holds, a second time (or `now()`) does not."""
+    """Ends `serve_async`: `finish()` lets it finish what it holds, `now()` does not, `leave()` is both in turn."""
 
     def __init__(self) -> None:
         self.leaving = asyncio.Event()
         self.hurried = asyncio.Event()
+        self._told = False
+
+    def finish(self) -> None:
+        """Take no more work and finish what is in hand; called again it changes nothing."""
+        self.leaving.set()
 
     def leave(self) -> None:
-        """Take no more work and finish what is in hand; called again: leave at once."""
-        if self.leaving.is_set():
+        """Do as `finish` does; called again: leave at once."""
+        if self._told:
             self.now()
-        self.leaving.set()
+        self._told = True
+        self.finish()
 
     def now(self) -> None:
         """Leave at once."""
@@ -142,17 +135,42 @@ def serve(
 
     Arguments and errors as `serve_async`.
     """
+    report = serve_until_told(agent, control, tls=tls, concurrency=concurrency, drain_s=drain_s)
+    print(f"comity worker {agent.name}: {report}", file=sys.stderr, flush=True)
+    return report
+
+
+def serve_until_told(
+    agent: Agent,
+    control: str | None = None,
+    *,
+    tls: Tls | None = None,
+    concurrency: int | None = None,
+    drain_s: float = 30.0,
+    watch: Callable[[Stop], None] | None = None,
+) -> Report:
+    """Serve `agent` until SIGTERM, SIGINT or what `watch` looks out for, and say nothing.
+
+    Args:
+        agent: what to serve; the arguments not named here and the errors as `serve_async`.
+        control: likewise.
+        tls: likewise.
+        concurrency: likewise.
+        drain_s: likewise.
+        watch: called once on the running loop, with what ends the worker. Then a signal that comes again changes
+            nothing: whoever stops all processes of a supervisor at once stops each of them twice.
+    """
 
     async def run() -> Report:
         stop = Stop()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.leave)
+                asyncio.get_running_loop().add_signal_handler(number, stop.leave if watch is None else stop.finish)
+        if watch is not None:
+            watch(stop)
         return await serve_async(agent, control, tls=tls, concurrency=concurrency, drain_s=drain_s, stop=stop)
 
-    report = asyncio.run(run())
-    print(f"comity worker {agent.name}: {report}", file=sys.stderr, flush=True)
-    return report
+    return asyncio.run(run())
 
 
 class _Worker:
@@ -345,83 +363,3 @@ class _Session:
             _log.warning("%d pieces of work were not done in %g s", len(self._tasks), self._worker.drain_s)
         self._cut = True
         self._call.cancel()
-
-
-def load_agent(text: str) -> Agent:
-    """Return the agent that `module:name` or `path/to/file.py:name` names.
-
-    Raises:
-        ConfigError: there is no such module, file or name, importing it fails, or it is no agent.
-    """
-    place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
-        raise ConfigError(f"{text!r} does not name an agent: write module:agent or path/to/file.py:agent")
-    if place.endswith(".py") and not Path(place).is_file():
-        raise ConfigError(f"there is no file {place}")
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"cannot import {place}: {error}") from error
-    except Exception as error:  # a user's module may raise anything; reported with its traceback by the caller
-        raise ConfigError(f"cannot import {place}: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not isinstance(found, Agent):
-        kind = "has no" if found is None else f"has a {type(found).__name__}, not an Agent, as"
-        raise ConfigError(f"{place} {kind} {name}")
-    return found
-
-
-def _import_file(path: Path) -> object:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # as for a script: its neighbours can be imported
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m comity.worker`: serve an agent of a module or a file. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m comity.worker",
-        description="Serve an agent to your organization's node, until SIGTERM or Ctrl-C (twice: at once).",
-        epilog="example: python -m comity.worker my_agents.py:generator --control unix:/run/comity/mercy/control.sock",
-    )
-    parser.add_argument("agent", metavar="MODULE:AGENT", help="module:agent or path/to/file.py:agent")
-    parser.add_argument("--control", help=f"unix:/path/to/socket or host:port (default: ${ENVIRONMENT})")
-    parser.add_argument("--concurrency", type=int, help="skills that run at a time (default: one for each CPU)")
-    parser.add_argument("--drain", type=float, default=30.0, help="seconds for work in hand when leaving (default: 30)")
-    parser.add_argument("--tls-key", type=Path, help="own private key (PEM), for a TCP address")
-    parser.add_argument("--tls-certificate", type=Path, help="own certificate chain (PEM)")
-    parser.add_argument("--tls-ca", type=Path, help="the CA (PEM) of the node's certificate")
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    parsed = parser.parse_args(arguments)
-    files = (parsed.tls_key, parsed.tls_certificate, parsed.tls_ca)
-    if any(files) and not all(files):
-        parser.error("--tls-key, --tls-certificate and --tls-ca belong together")
-    if parsed.concurrency is not None and parsed.concurrency < 1:
-        parser.error("--concurrency must be at least 1")
-    logging.basicConfig(level=parsed.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        agent = load_agent(parsed.agent)
-        report = serve(
-            agent,
-            parsed.control,
-            tls=Tls(*files) if all(files) else None,
-            concurrency=parsed.concurrency,
-            drain_s=parsed.drain,
-        )
-    except ConfigError as error:
-        _log.debug("", exc_info=error)
-        print(f"error: {error.diagnostics()}", file=sys.stderr)
-        return 2
-    except ComityError as error:
-        print(f"error: {error.diagnostics()}", file=sys.stderr)
-        return 1
-    return 1 if report.unfinished else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
