@@ -12,13 +12,16 @@ from comity_node.service.node import NodeService
 from comity_node.service.policy import PolicyService
 from comity_node.service.records import RecordService
 from comity_node.service.seams import Bulk, Facts, Reload, Revoke, Tunnels
+from comity_node.service.tasks import TaskService
 from comity_node.service.workflows import WorkflowService
 from comity_node.storage.database import Database
 
 __all__ = ["Facts", "Service"]
 
 
-class Service(NodeService, WorkflowService, RecordService, PolicyService, FederationService, BulkTransferService):
+class Service(
+    NodeService, WorkflowService, TaskService, RecordService, PolicyService, FederationService, BulkTransferService
+):
     """One node's control API (`ControlHandlers`)."""
 
     def __init__(
@@ -29,6 +32,7 @@ class Service(NodeService, WorkflowService, RecordService, PolicyService, Federa
         """Answer for `identity`'s node; `stop` begins its shutdown."""
         NodeService.__init__(self, identity, trust, gate, runtime, database, facts, revoke, reload, stop)
         WorkflowService.__init__(self, runtime, database)
+        TaskService.__init__(self, identity, trust, gate, runtime, database)
         RecordService.__init__(self, identity, gate, database)
         PolicyService.__init__(self, gate, database)
         FederationService.__init__(self, identity, runtime, tunnels)

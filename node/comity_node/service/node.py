@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Callable
+
+import trio
 
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity_node.admission import Gate
+from comity_node.runtime.certify import REVIEWER
 from comity_node.runtime.core import Runtime
+from comity_node.runtime.router import PeerView
 from comity_node.runtime.score import mean
 from comity_node.service.seams import Facts, Reload, Revoke
-from comity_node.storage import journal, records
+from comity_node.storage import audit, journal, records
 from comity_node.storage.database import Database
 
 
@@ -43,8 +48,14 @@ class NodeService:
             "records": sum(kept.values()),
             "outbox": sum(waiting.values()),
             "equivocations": len(liars),
+            **self._runtime.counters(),
             **self._facts.counters(),
         }
+        entries, size = await self._database.read(lambda c: (audit.head(c).size, _file_bytes(c)))
+        now_ms = self._gate.now_ms()
+        view = self._runtime.router.snapshot(trio.current_time())
+        known = await self._database.read(lambda c: journal.list_reliability(c, now_ms))
+        reliable = {row.organization: row.reliability for row in known if row.role == REVIEWER}
         bundle = self._trust.bundle
         return pb.GetStatusResponse(
             organization=self._identity.organization,
@@ -59,6 +70,12 @@ class NodeService:
             counters=counters,
             skills=list(self._facts.skills()),
             warnings=list(self._facts.warnings()),
+            loads=list(self._facts.loads()),
+            router=[_router_peer(one, reliable.get(one.organization, mean(0.0, 0.0))) for one in view.peers],
+            fair_organizations=view.organizations,
+            fair_workflows=view.workflows,
+            audit_entries=entries,
+            database_bytes=size,
         )
 
     async def list_peers(self, request: pb.ListPeersRequest) -> pb.ListPeersResponse:
@@ -67,7 +84,8 @@ class NodeService:
 
     async def list_agents(self, request: pb.ListAgentsRequest) -> pb.ListAgentsResponse:
         """Return all known agents with what was learned about their organizations."""
-        known = await self._database.read(journal.list_reliability)
+        now_ms = self._gate.now_ms()
+        known = await self._database.read(lambda c: journal.list_reliability(c, now_ms))
         counts = {(row.organization, row.role): row for row in known}
         agents = []
         for card in self._runtime.directory.cards():
@@ -82,7 +100,7 @@ class NodeService:
                     peer_id=card.peer_id,
                     agreed=agreed,
                     disagreed=disagreed,
-                    reliability=mean(agreed, disagreed),
+                    reliability=row.reliability if row else mean(agreed, disagreed),
                 )
             )
         return pb.ListAgentsResponse(agents=agents)
@@ -105,3 +123,26 @@ class NodeService:
         """Begin the shutdown: drain, then stop."""
         await self._stop()
         return pb.ShutdownResponse()
+
+
+def _file_bytes(connection: sqlite3.Connection) -> int:
+    """Return how large the database is, without its write-ahead log."""
+    pages, size = (connection.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "page_size"))
+    return int(pages) * int(size)
+
+
+def _router_peer(view: PeerView, reliability: float) -> pb.RouterPeer:
+    return pb.RouterPeer(
+        skill=view.skill,
+        organization=view.organization,
+        expected_ms=view.expected_s * 1000,
+        outstanding=view.outstanding,
+        window=view.window,
+        circuit=view.circuit,
+        answers=view.answers,
+        failures=view.failures,
+        busy=view.busy,
+        share=view.award,
+        price=view.price,
+        reliability=reliability,
+    )

@@ -68,3 +68,4 @@ class Facts:
     skills: Callable[[], Sequence[str]]
     counters: Callable[[], Mapping[str, int]]
     warnings: Callable[[], Sequence[str]] = tuple
+    loads: Callable[[], Sequence[pb.SkillLoad]] = tuple

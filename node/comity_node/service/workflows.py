@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from comity.errors import ControlError
 from comity.v1 import control_pb2 as pb
+from comity_node.protocol.flow import Finish
 from comity_node.protocol.task import State
 from comity_node.runtime.core import Runtime
-from comity_node.storage import journal
+from comity_node.storage import journal, journeys
 from comity_node.storage.database import Database
+
+#: How a task ends that has come through its flow.
+DONE = "done"
 
 
 class WorkflowService:
@@ -32,6 +38,11 @@ class WorkflowService:
         else:
             rows = await self._database.read(journal.list_workflows)
         return pb.GetWorkflowResponse(workflows=[await self._workflow(row) for row in rows])
+
+    async def cancel_workflow(self, request: pb.CancelWorkflowRequest) -> pb.CancelWorkflowResponse:
+        """End the own tasks of a workflow, and tell whoever has them."""
+        count = await self._runtime.workflows.cancel(request.workflow_id, request.reason)
+        return pb.CancelWorkflowResponse(tasks=count)
 
     async def list_agreements(self, request: pb.ListAgreementsRequest) -> pb.ListAgreementsResponse:
         """Return the agreements of this node, whatever has become of them."""
@@ -72,4 +83,18 @@ class WorkflowService:
                 await self._database.read(lambda c: journal.count_tasks_by_reason(c, state.value, digest))  # noqa: B023
             )
         shown.repaired = await self._database.read(lambda c: journal.count_repaired(c, digest))
+        if agreed is not None and agreed.terms.flow:
+            await self._add_journeys(shown, digest, json.loads(agreed.terms.flow).get("finish"))
         return shown
+
+    async def _add_journeys(self, shown: pb.Workflow, digest: bytes, finish: object) -> None:
+        """Say how many tasks are where on their way."""
+        done = State.COMPLETED.value if finish == Finish.NONE else DONE
+        for (ending, held_by), count in (
+            await self._database.read(lambda c: journeys.count_journeys(c, digest))
+        ).items():
+            under_way = State.LEASED if held_by else State.QUEUED
+            state = (done if ending == DONE else ending) or under_way.value
+            shown.journeys[state] += count
+            if held_by and not ending:
+                shown.holders[held_by] += count

@@ -12,8 +12,66 @@ from comity.v1 import control_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
+class SkillLoad:
+    """What there is to do for the workers of one skill; one that offers several counts for each.
+
+    Attributes:
+        skill: which one.
+        workers: that offer it and are not about to leave.
+        running: calls that a worker has.
+        free: calls that the workers would take at once.
+        waiting: calls that wait for a worker.
+        waiting_ms: how long the oldest of them has waited.
+    """
+
+    skill: str
+    workers: int
+    running: int
+    free: int
+    waiting: int
+    waiting_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPeer:
+    """What the node has seen of an organization that it asks for a skill.
+
+    Attributes:
+        skill: which.
+        organization: who.
+        expected_ms: in which it is expected to answer.
+        outstanding: what is under way there.
+        window: what may be.
+        circuit: "closed", "open" (it is not asked) or "half-open" (one probe is).
+        answers: good ones since the node's start.
+        failures: what was not answered in time.
+        busy: how often it said that it was.
+        share: its award of the market, 0 to 1; 0 without one.
+        price: that was last named for it.
+        reliability: as a reviewer, 0 to 1.
+    """
+
+    skill: str
+    organization: str
+    expected_ms: float
+    outstanding: int
+    window: int
+    circuit: str
+    answers: int
+    failures: int
+    busy: int
+    share: float
+    price: float
+    reliability: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """Who a node is, what it has counted since its start, and what somebody should see to (`warnings`)."""
+    """Who a node is, what it has counted since its start, and what somebody should see to (`warnings`).
+
+    `fair_organizations` and `fair_workflows` are Jain's index over what each got lately: 1 if all have the same, 1/n if
+    one has all.
+    """
 
     organization: str
     node: str
@@ -27,6 +85,12 @@ class Status:
     counters: Mapping[str, int]
     skills: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    loads: tuple[SkillLoad, ...] = ()
+    router: tuple[RouterPeer, ...] = ()
+    fair_organizations: float = 1.0
+    fair_workflows: float = 1.0
+    audit_entries: int = 0
+    database_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +183,7 @@ class NodeCalls:
     @call
     def status(self) -> Call[Status]:
         """Who the node is, and what it has counted."""
-        return Call("GetStatus", pb.GetStatusRequest(), lambda it: read_value(Status, it))
+        return Call("GetStatus", pb.GetStatusRequest(), _status)
 
     @call
     def peers(self) -> Call[tuple[Peer, ...]]:
@@ -146,3 +210,12 @@ class NodeCalls:
     def shutdown(self) -> Call[None]:
         """Have the node drain and stop."""
         return Call("Shutdown", pb.ShutdownRequest(), lambda _: None)
+
+
+def _status(message: pb.GetStatusResponse) -> Status:
+    return read_value(
+        Status,
+        message,
+        loads=read_values(SkillLoad, message.loads),
+        router=read_values(RouterPeer, message.router),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comity._control.connection import Call
@@ -25,10 +25,11 @@ class NegotiationStep:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A workflow of this node. `state` is "negotiating", "running", "done" or "failed".
+    """A workflow of this node. `state` is "negotiating", "running", "done", "failed" or "cancelled".
 
     `tasks` counts tasks by state, `refused_by` and `rejected_by` count by rule or axis; `terms` is the agreement as
-    it was signed.
+    it was signed. With a flow `journeys` counts the tasks that go from step to step by state, and `holders` those that
+    are out by who has them.
     """
 
     workflow_id: str
@@ -41,6 +42,8 @@ class Workflow:
     refused_by: Mapping[str, int]
     rejected_by: Mapping[str, int]
     repaired: int
+    journeys: Mapping[str, int] = field(default_factory=dict)
+    holders: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,15 @@ class WorkflowCalls:
     def workflows(self) -> Call[tuple[Workflow, ...]]:
         """All workflows of the node."""
         return Call("GetWorkflow", pb.GetWorkflowRequest(), _workflows)
+
+    @call
+    def cancel_workflow(self, workflow_id: str, reason: str = "") -> Call[int]:
+        """End the own tasks of a running workflow; returns how many were under way or not decided.
+
+        The agreement stays, and so do the tasks of the other participants: `withdraw_agreement` ends all.
+        """
+        request = pb.CancelWorkflowRequest(workflow_id=workflow_id, reason=reason)
+        return Call("CancelWorkflow", request, lambda it: int(it.tasks))
 
     @call
     def agreements(self) -> Call[tuple[AgreementInfo, ...]]:
