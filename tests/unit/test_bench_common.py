@@ -160,7 +160,8 @@ def test_five_organizations_in_memory_and_all_that_they_did_is_counted(tmp_path:
         others = len(ORGANIZATIONS) - 1
         assert read.tasks == {"certified": size.records}
         assert (read.own, read.others) == (size.records, others * size.records)
-        assert read.hops == size.records * (1 + others)
+        # A quorum of three is asked first; the fourth only for a batch with which somebody is late.
+        assert size.records * (1 + 3) <= read.hops <= size.records * (1 + others)
         assert 3 * size.records <= read.reviews <= others * size.records
 
 

@@ -1,0 +1,171 @@
+"""Arm `comity-memory`: Comity's engine for a home and four organizations, in one process, with its ports in memory.
+
+Every step of every row is done at another organization than the one before; tokens go straight from one to the next. In
+the arm `comity-memory-home` they come home after each step, as they do where an agreement does not let them go onward.
+What is left out against `comity-full` are signatures, policy, disk and links; engine and router are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
+from time import perf_counter
+from typing import Any, Final, Self
+
+import trio
+
+from bench.runtime import flows
+from bench.runtime.central import Run
+from bench.runtime.trio_client import TrioBackend, TrioClerk, open_backend
+from comity.errors import NoWorker
+from comity_node.protocol.flow import Flow, read_flow
+from comity_node.runtime.passing.limits import PassingLimits
+from comity_node.runtime.passing.ports import End, Routing
+from comity_node.runtime.passing.world import MemorySink, MemoryWorld, task_ids
+from comity_node.runtime.router import Router
+from comity_node.runtime.router_flows import FlowRouting
+
+#: Of the latencies that the engine's usual times are made for, in seconds.
+_USUAL_S: Final = 1.2
+_OVER: Final = frozenset({End.DONE, End.DROPPED})
+
+
+def limits(mean_s: float) -> PassingLimits:
+    """Return the engine's limits, with its times as much shorter than usual as the latencies are.
+
+    Tasks are few here: the usual share of them that may be out twice, a twentieth, would be none.
+    """
+    usual, scale = PassingLimits(), mean_s / _USUAL_S
+    return replace(
+        usual,
+        lease_s=usual.lease_s * scale,
+        hedge_least_s=usual.hedge_least_s * scale,
+        call_hedge_least_s=usual.call_hedge_least_s * scale,
+        patience_s=usual.patience_s * scale,
+        backoff_s=usual.backoff_s * scale,
+        backoff_most_s=usual.backoff_most_s * scale,
+        hedge_share=0.25,
+    )
+
+
+class Agents:
+    """An organization's agents: they hold a slot of the back-end for as long as the hop was drawn."""
+
+    def __init__(self, site: int, run: Run, backend: TrioBackend, attempts: Counter[tuple[int, int]]) -> None:
+        """Serve `site`; `attempts` counts calls of each (row, hop), of all sites together."""
+        self._site = site
+        self._run = run
+        self._script = flows.Script(run.rows)
+        self._backend = backend
+        self._attempts = attempts
+        self._clerk = TrioClerk(run.case.control_ms / 1000)
+        self._skills = flows.skills_at(site)
+
+    def skills(self) -> tuple[str, ...]:
+        """Return the skills of the site."""
+        return self._skills
+
+    async def call(self, skill: str, payload: Any, *, deadline_s: float) -> Any:  # noqa: ANN401  (JSON in, JSON out)
+        """Do a hop."""
+        state: Mapping[str, Any] = payload["state"]
+        hop = self._script.hop(state)
+        key = (state["row"], state["hop"])
+        attempt = self._attempts[key]
+        self._attempts[key] += 1
+        await self._clerk.decide()
+        seconds = self._run.shape.seconds(*key, attempt) if attempt else hop.seconds
+        await self._backend.call(hop.pool, self._site, seconds)
+        return self._script.answer(state)
+
+
+class NoAgents:
+    """The home's: none."""
+
+    def skills(self) -> tuple[str, ...]:
+        """Return nothing."""
+        return ()
+
+    async def call(self, skill: str, payload: Any, *, deadline_s: float) -> Any:  # noqa: ANN401  (JSON in, JSON out)
+        """Refuse.
+
+        Raises:
+            NoWorker: always.
+        """
+        raise NoWorker(f"the home does not offer {skill}")
+
+
+def routing(organization: str, random: Random) -> Routing:
+    """Return the router that nodes have."""
+    return FlowRouting(Router(random), me=organization, clock_s=trio.current_time, reachable=lambda _: True)
+
+
+class ComityMemory:
+    """The arm."""
+
+    def __init__(self, *, onward: bool) -> None:
+        """Let tokens go from one organization straight to the next, or always come home in between."""
+        self._onward = onward
+        self._flows: dict[str, Flow] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def measure(self, run: Run) -> float:
+        """Run once; the makespan goes from the first row that is opened to the last one that is home again."""
+        if run.case.work not in self._flows:
+            self._flows[run.case.work] = read_flow(flows.flow(run.case.work))
+        return trio.run(self._measure, run, self._flows[run.case.work])
+
+    def cpu_seconds(self) -> float:
+        """Return this process's processor time."""
+        return time.process_time()
+
+    async def _measure(self, run: Run, flow: Flow) -> float:
+        attempts: Counter[tuple[int, int]] = Counter()
+        async with open_backend(run.backend) as backend, trio.open_nursery() as nursery:
+            agents = {name: Agents(site, run, backend, attempts) for site, name in enumerate(flows.ORGANIZATIONS)}
+            world = MemoryWorld(
+                {flows.HOME: NoAgents(), **agents},
+                flow,
+                seed=run.shape.seed,
+                limits=limits(run.case.mean_s),
+                onward=self._onward,
+                routing=routing,
+            )
+            await nursery.start(world.run)
+            began = perf_counter()
+            await feed(world, run)
+            passed = perf_counter() - began
+            nursery.cancel_scope.cancel()
+        return passed
+
+
+async def feed(world: MemoryWorld, run: Run) -> None:
+    """Open C rows, then one for each that is over, until all are.
+
+    Raises:
+        RuntimeError: a row did not come to its end, or came to it twice.
+    """
+    sink, count = world.sinks[flows.HOME], len(run.rows)
+    rows = [(task_id, flows.first_state(number)) for number, task_id in enumerate(task_ids(count))]
+    opened = min(run.case.in_flight, count)
+    await world.open(flows.HOME, rows[:opened])
+    while (over := len(sink.ends)) < count:
+        await sink.wait(over + 1)
+        more = min(len(sink.ends) + run.case.in_flight, count)
+        if more > opened:
+            opened, first = more, opened
+            await world.open(flows.HOME, rows[first:more])
+    _check(sink, count)
+
+
+def _check(sink: MemorySink, count: int) -> None:
+    ends = Counter(ending.end for ending in sink.ends.values())
+    if not ends.keys() <= _OVER or set(sink.told.values()) != {1} or len(sink.ends) != count:
+        raise RuntimeError(f"rows were lost or came twice: {ends}")

@@ -1,0 +1,81 @@
+"""The back-end's client and the clerk of a hop's cost, on trio: `client.AsyncBackend` and `central.Clerk` once more."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from bench.runtime.backend import ANSWER, REQUEST
+
+_READ: Final = 65_536
+
+
+class TrioBackend:
+    """A connection to the back-end; `open_backend` makes it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._waiting: dict[int, trio.Event] = {}
+        self._number = 0
+
+    async def call(self, pool: int, site: int, seconds: float) -> None:
+        """Hold a slot of `pool` for `seconds`, for `site`."""
+        self._number += 1
+        number = self._number
+        self._waiting[number] = event = trio.Event()
+        request = REQUEST.pack(number, pool, site, round(seconds * 1e6))
+        if self._connection.send(request) != len(request):  # never: all requests under way fit into its buffer
+            raise RuntimeError("the back-end's socket is full")
+        try:
+            await event.wait()
+        finally:
+            self._waiting.pop(number, None)
+
+    async def read(self) -> None:
+        """Wake up those whose answers came, until cancelled."""
+        rest = b""
+        while True:
+            await trio.lowlevel.wait_readable(self._connection.fileno())
+            data = self._connection.recv(_READ)
+            if not data:
+                raise RuntimeError("the back-end has ended")
+            data = rest + data
+            whole = len(data) - len(data) % ANSWER.size
+            for (number,) in ANSWER.iter_unpack(data[:whole]):
+                if (event := self._waiting.get(number)) is not None:
+                    event.set()
+            rest = data[whole:]
+
+
+@asynccontextmanager
+async def open_backend(path: str) -> AsyncIterator[TrioBackend]:
+    """Connect to the back-end for as long as the block lasts."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+        connection.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            backend = TrioBackend(connection)
+            nursery.start_soon(backend.read)
+            yield backend
+            nursery.cancel_scope.cancel()
+    finally:
+        connection.close()
+
+
+class TrioClerk:
+    """Whoever decides on hops: each costs the same, one after the other, and the next one waits."""
+
+    def __init__(self, cost_s: float) -> None:
+        self._cost_s = cost_s
+        self._free_at = 0.0
+
+    async def decide(self) -> None:
+        """Wait until a hop has been decided on."""
+        if self._cost_s:
+            self._free_at = max(trio.current_time(), self._free_at) + self._cost_s
+            await trio.sleep_until(self._free_at)
