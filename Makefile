@@ -101,10 +101,17 @@ gen: $(VENV)/.comity ## generate the protobuf stubs and the JSON Schemas of poli
 
 # ---- what takes longer, or needs more than Python and make ---------------------------------------------------------
 
+# Which fault plans `make chaos` plays.
+SEEDS ?= 1-100
+
 .PHONY: chaos
-chaos: $(VENV)/.comity ## links over bad networks: storms of faults, then figures (needs root on Linux; ARGS=... goes to bench.chaos)
+chaos: $(VENV)/.comity ## a hundred fault plans, killed processes, bad networks (10 minutes; root on Linux; SEEDS=1-100, ARGS=... to bench.chaos)
+	PYTHONPATH=tests:. $(PY) -m kit.chaos_run --seeds $(SEEDS) --jobs 2 --json bench-out/chaos.json
+	PYTHONPATH=tests:. $(PY) -m kit.chaos_run --processes --seeds 1-3 --json bench-out/chaos-processes.json
+	PYTHONPATH=tests:. $(PY) -m kit.chaos_recovery --json bench-out/recovery.json
 	COMITY_CHAOS=long $(PY) -m pytest tests/chaos/test_net_lab.py tests/chaos/test_net_links.py tests/chaos/test_net_nodes.py
 	PYTHONPATH=tests $(PY) -m bench.chaos $(ARGS)
+	PYTHONPATH=tests:. $(PY) -m kit.chaos_run --flows --seeds $(SEEDS) --jobs 2 --json bench-out/chaos-flows.json
 
 # js-libp2p needs a newer Node.js than many machines have, so it comes with the target, as a wheel.
 $(VENV)/.interop: constraints-interop.txt interop/package-lock.json interop/.npmrc | $(VENV)/.comity
@@ -150,6 +157,14 @@ bench-links: $(VENV)/.comity ## connecting, requests and bulk beside gRPC, stock
 bench-policy: $(VENV)/.comity ## decisions, the audit log and the gate, beside cedarpy, casbin and bare SQLite
 	$(PY) -m bench.policy $(ARGS)
 
+.PHONY: bench-workers
+bench-workers: $(VENV)/.comity ## calls of a node's worker pool by the number of worker processes (ARGS=--help)
+	$(PY) -m bench.workers $(ARGS)
+
+.PHONY: bench-runtime
+bench-runtime: $(VENV)/.comity ## tasks that find their own way beside orchestrators, brokers and barriers (25 minutes; ARGS=--help)
+	$(PY) -m bench.runtime $(ARGS)
+
 .PHONY: simulate
 simulate: $(VENV)/.comity ## what gossip, lookups, routing and quorum cost a node, from 100 to 10,000 organizations (ARGS=--help)
 	$(PY) -m bench.simulation $(ARGS)
@@ -158,5 +173,5 @@ simulate: $(VENV)/.comity ## what gossip, lookups, routing and quorum cost a nod
 
 .PHONY: clean
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo-out bench-out fuzz-out interop/node_modules
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo-out bench-out chaos-out fuzz-out interop/node_modules
 	find sdk node tests examples scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ connections at a time, small requests and a time-out: it is for the organization
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from comity.errors import ConfigError
+from comity.errors import ConfigError, StorageError
 from comity_node.links import LinkState
+from comity_node.metrics_work import WorkReading, collect_work
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -39,10 +40,12 @@ class Reading:
     Attributes:
         links: of all peers that are known.
         counters: of the node's parts, by dotted name (`received.records`, `refused.stale_message`, ...).
+        work: tasks, agents and the router; None: nothing is said of them.
     """
 
     links: Sequence[LinkState] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
+    work: WorkReading | None = None
 
 
 _LABELS = ("organization", "peer")
@@ -90,6 +93,8 @@ class _Links(Collector):
         for kind, count in sorted(self._reading.counters.items()):
             events.add_metric((kind,), count)
         yield events
+        if self._reading.work is not None:
+            yield from collect_work(self._reading.work)
 
 
 def render(reading: Reading) -> bytes:
@@ -102,7 +107,7 @@ def render(reading: Reading) -> bytes:
 class MetricsServer:
     """Serves a node's metrics over HTTP."""
 
-    def __init__(self, host: str, port: int, read: Callable[[], Reading]) -> None:
+    def __init__(self, host: str, port: int, read: Callable[[], Awaitable[Reading]]) -> None:
         """Make a server; `run` starts it.
 
         Args:
@@ -154,7 +159,7 @@ class MetricsServer:
             event = http.next_event()
         if not isinstance(event, h11.Request):
             return
-        status, body = self._answer(event)
+        status, body = await self._answer(event)
         headers = [
             ("Content-Type", CONTENT_TYPE_LATEST if status == 200 else "text/plain; charset=utf-8"),
             ("Content-Length", str(len(body))),
@@ -165,9 +170,12 @@ class MetricsServer:
             answer = (answer or b"") + (http.send(h11.Data(data=body)) or b"")
         await stream.send_all(answer or b"")
 
-    def _answer(self, request: h11.Request) -> tuple[int, bytes]:
+    async def _answer(self, request: h11.Request) -> tuple[int, bytes]:
         if request.method not in (b"GET", b"HEAD"):
             return 405, b"GET /metrics\n"
         if request.target.partition(b"?")[0] != b"/metrics":
             return 404, b"metrics are at /metrics\n"
-        return 200, render(self._read())
+        try:
+            return 200, render(await self._read())
+        except StorageError as error:
+            return 503, f"the database cannot be read: {error}\n".encode()

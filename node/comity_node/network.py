@@ -20,6 +20,7 @@ import trio
 
 from comity.card import AgentCard
 from comity.errors import ComityError, ConfigError, RevocationInvalid
+from comity.evidence import Proven
 from comity.ids import SpiffeId
 from comity.revocation import Revocation, verify_revocation
 from comity.signing import from_libp2p_public_key, peer_id_to_bytes
@@ -55,6 +56,8 @@ _SEEK_S = 15.0
 _REACH_S = 8.0
 #: Revocations that wait to be written down; over that one is not, and after a restart comes again with the news.
 _MAX_UNWRITTEN = 64
+#: Peers that stay linked for searches when places are few: more than the searches at a time ask at a time.
+_MAX_GUESTS = 16
 _MEGABYTE = 1024 * 1024
 
 
@@ -69,7 +72,10 @@ class Doings:
         own_hints: what the node would tell every member about the others.
         skills: that the node's own workers offer now.
         changed: an event that is set when they change.
+        own_evidence: of lies, what the node knows and every member may hear.
+        on_evidence: takes verified evidence out of the news.
         seek: skills that workflows need, whose providers are looked for while an organization is missing.
+        needed: whether there is something to do with an organization, so that it is linked with before others are.
     """
 
     on_request: RequestHandler
@@ -79,6 +85,9 @@ class Doings:
     skills: Callable[[], Sequence[str]]
     changed: Callable[[], trio.Event]
     seek: Sequence[str]
+    own_evidence: Callable[[], Awaitable[Sequence[bytes]]]
+    on_evidence: Callable[[Proven], None]
+    needed: Callable[[str], bool] = lambda organization: False
 
 
 class Network:
@@ -108,14 +117,16 @@ class Network:
         self.discovery = Discovery(
             self.links, self._fetch_peers,
             organizations=lambda: set(trust.bundle.members) - {config.organization},
-            bootstrap=self._named(),
-            settings=DiscoverySettings(allow_private=self._near),
+            bootstrap=self._named(), needed=doings.needed,
+            settings=DiscoverySettings(allow_private=self._near, max_casual=_casual_places(config.limits.peers)),
         )  # fmt: skip
         self.relay = self._relay() if self._network.relay.serve else None
         self.kademlia = self._kademlia() if self._network.discovery.kademlia else None
         self.pubsub = self._pubsub() if self._network.discovery.gossip else None
         self.news = self._news(self.pubsub) if self.pubsub is not None else None
         self._meeting = self._rendezvous()
+        #: Peers that were linked with for a search, oldest first.
+        self._guests: dict[str, None] = {}
         self.transport.reach.relays.link_with = self._link_with
         #: Revocations that an earlier run wrote down.
         self._written: frozenset[bytes] = frozenset()
@@ -251,6 +262,8 @@ class Network:
             random=SystemRandom(),
             own_cards=self._doings.own_cards,
             own_hints=self._doings.own_hints,
+            own_evidence=self._doings.own_evidence,
+            on_evidence=self._doings.on_evidence,
             on_card=self._on_card,
             on_revoked=self._on_revoked,
         )
@@ -287,6 +300,7 @@ class Network:
         self.discovery.learn(contact.named_by or source, [PeerHint(contact.peer_id, "", contact.addresses)])
 
     def _on_card(self, card: AgentCard) -> None:
+        """A card came with the news: its node is dialled if it is needed, or while there is room for anybody."""
         hint = PeerHint(card.peer_id, card.organization, card.addresses)
         self.discovery.learn(card.peer_id, [hint])
 
@@ -302,14 +316,45 @@ class Network:
         return await self._doings.fetch_hints(state.organization)
 
     async def _reach(self, contact: Contact) -> bool:
-        """Link with a peer that the provider table has named, so that it can be asked."""
-        try:
-            self._found(contact.named_by or "provider table", contact)
-            await self.links.wait_for(contact.peer_id, _REACH_S)
-        except ComityError as error:
-            log.debug("a peer of the provider table cannot be linked with: %s", error)
-            return False
-        return True
+        """Link with a peer that the provider table has named, so that it can be asked; False if it has no place for us.
+
+        While few places are left, whoever was linked with for a search gives its place to the next one.
+        """
+        peer_id = contact.peer_id
+        is_guest = self.links.state(peer_id) is None
+        if is_guest:
+            await self._make_room()
+        hint = PeerHint(peer_id, "", contact.addresses)
+        self.discovery.learn(contact.named_by or "provider table", [hint], searched=True)
+        with trio.move_on_after(_REACH_S):
+            while True:
+                version = self.links.changes.version
+                state = self.links.state(peer_id)
+                if state is None or (state.state == "down" and state.reason):
+                    break  # there is no place here, or there: waiting changes nothing
+                if state.state == "connected":
+                    if is_guest:
+                        self._guests[peer_id] = None
+                    return True
+                await self.links.changes.wait(version)
+        log.debug("a peer of the provider table cannot be linked with: %s", peer_id)
+        return False
+
+    async def _make_room(self) -> None:
+        """Let guests go, the oldest first, while only the places that are kept for searches are left."""
+        states = {each.peer_id: each for each in self.links.peers()}
+        self._guests = {peer_id: None for peer_id in self._guests if peer_id in states}
+        places = self._config.limits.peers
+        while self._guests and (
+            len(states) >= places or (len(self._guests) >= _MAX_GUESTS and len(states) >= _casual_places(places))
+        ):
+            peer_id = next(iter(self._guests))
+            state = states.pop(peer_id, None)
+            if state is None:
+                break  # it came meanwhile
+            del self._guests[peer_id]
+            if not self._doings.needed(state.organization):
+                await self.links.remove_peer(peer_id)
 
     async def _follow_links(self, kademlia: Kademlia) -> None:
         """Tell the provider table who is linked."""
@@ -339,7 +384,8 @@ class Network:
                 continue
             for skill in self._doings.seek:
                 for contact in await kademlia.find(skill):
-                    self._found(contact.named_by or "provider table", contact)
+                    hint = PeerHint(contact.peer_id, "", contact.addresses)
+                    self.discovery.learn(contact.named_by or "provider table", [hint], searched=True)
 
     # Revocations.
 
@@ -396,6 +442,11 @@ class LinkedPeers:
         """Return a linked node of `organization`, if there is one."""
         return self._links().member(organization)
 
+    def node(self, peer_id: str) -> Attested | None:
+        """Return a linked node by its PeerId, if it is linked."""
+        state = self._links().state(peer_id)
+        return attested(state) if state is not None and state.state == "connected" else None
+
     async def request(
         self, peer_id: str, payload: bytes, deadline_s: float, *, priority: Priority = Priority.WORK
     ) -> bytes:
@@ -413,6 +464,11 @@ def _attested(peer_id: str, organization: str, node: str) -> Attested:
     """Every message asks; base58 is slow."""
     key = from_libp2p_public_key(peer_id_to_bytes(peer_id)[2:])
     return Attested(organization, SpiffeId.parse(node), key, peer_id)
+
+
+def _casual_places(peers: int) -> int:
+    """How many of a node's places go to whoever is there; an eighth is for searches and for whom it needs."""
+    return peers - max(1, peers // 8)
 
 
 def is_near(config: NodeConfig) -> bool:

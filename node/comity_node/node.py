@@ -6,13 +6,14 @@ calls drain, the audit log gets its last checkpoint, the database closes.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import signal
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -23,7 +24,7 @@ import trio
 import comity
 from comity.bundle import Anchor, Bundle
 from comity.digest import sha256
-from comity.errors import ComityError, ConfigError
+from comity.errors import ComityError, ConfigError, MissingExtra
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity.v1.link_pb2 import PeerHint
@@ -40,9 +41,10 @@ from comity_node.bulk.spool import Spool
 from comity_node.config import NodeConfig
 from comity_node.control.address import ServerTls
 from comity_node.control.server import ControlServer
-from comity_node.control.workers import WorkerLimits, WorkerPool
+from comity_node.control.workers import Capacity, WorkerLimits, WorkerPool
 from comity_node.links import Links
 from comity_node.metrics import MetricsServer, Reading
+from comity_node.metrics_work import JournalCounts, WorkReading
 from comity_node.network import Doings, LinkedPeers, Network, now_ms
 from comity_node.policy.loader import load as load_policy
 from comity_node.protocol import bulk as bulk_protocol
@@ -60,14 +62,16 @@ from comity_node.reload.sources import (
 )
 from comity_node.runtime.core import RecordGateFactory, Runtime, Surroundings
 from comity_node.runtime.directory import ROLES
+from comity_node.runtime.market_bids import Offer, own_offer
 from comity_node.runtime.messenger import Peers
 from comity_node.runtime.pace import PaceLimits
 from comity_node.runtime.standing import Standing
 from comity_node.runtime.upkeep import Upkeep
 from comity_node.service import Facts, Service
-from comity_node.storage import audit, journal
+from comity_node.storage import audit, journal, task_views
 from comity_node.storage.database import Database, open_database
 from comity_node.storage.note import NoteSigner
+from comity_node.tracing import NULL, Tracer
 from comity_node.transport.base import Priority
 from comity_node.tunnels import TunnelManager
 from comity_node.validators.distance import PrivateReference
@@ -81,6 +85,8 @@ TaskStatus: TypeAlias = "_TaskStatus[None]"
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 5.0
+#: How long the collector of spans may take to take the last ones.
+_TRACES_END_S = 3.0
 _WARNINGS_SHOWN = 32
 
 
@@ -111,6 +117,7 @@ class Node:
         check_policy(self.policy, config)
         self._datasets = {name: _load_dataset(each.schema, each.private) for name, each in config.datasets.items()}
         config.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tracer, self._end_traces = _make_tracer(config, self.identity)
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._reload = trio.Event()
@@ -169,7 +176,10 @@ class Node:
                 told=lambda peer_id, addresses: network.links.learn_addresses(peer_id, addresses),
                 random=SystemRandom(),
                 version=comity.__version__,
+                suspension_ms=config.suspension_ms,
+                tracer=self._tracer,
                 pace=PaceLimits(config.limits.messages_per_second, 2 * config.limits.messages_per_second),
+                offer=lambda skill: _own_offer(workers.capacity(skill), config.prices.get(skill, 0.0)),
             ),
             record_gate=self._parts.record_gate,
         )
@@ -209,6 +219,7 @@ class Node:
                 skills=workers.skills,
                 counters=counters,
                 warnings=lambda: [*reloader.warnings(), *_warnings(runtime, links, trust)],
+                loads=lambda: [pb.SkillLoad(**asdict(load)) for load in workers.queues()],
             )
             service = Service(
                 identity=identity, trust=trust, gate=gate, runtime=runtime, database=database,
@@ -224,7 +235,7 @@ class Node:
             )
             await nursery.start(control.run)
             if config.network.metrics.host:
-                read = partial(_reading, links, counters)
+                read = partial(_reading, links, counters, runtime, workers, database)
                 await nursery.start(MetricsServer(config.network.metrics.host, config.network.metrics.port, read).run)
             nursery.start_soon(self._kick_on_change, links, runtime)
             await nursery.start(Upkeep(database, self._signer(), now_ms, gate.approvals).run)
@@ -296,9 +307,12 @@ class Node:
             fetch_hints=fetch_hints,
             own_cards=runtime.directory.public_cards,
             own_hints=standing.hints,
+            own_evidence=runtime.suspensions.told,
+            on_evidence=runtime.suspensions.heard,
             skills=workers.skills,
             changed=lambda: workers.changed,
             seek=tuple(ROLES),
+            needed=lambda organization: any(organization in one.participants for one in runtime.agreements.all()),
         )
 
     async def _asked_to_stop(self) -> None:
@@ -343,6 +357,8 @@ class Node:
         await database.transact(write)
 
     async def _close(self, database: Database) -> None:
+        with trio.move_on_after(_TRACES_END_S):
+            await trio.to_thread.run_sync(self._end_traces, abandon_on_cancel=True)  # type: ignore[call-arg]  # stale stubs
         at_ms = now_ms()
         try:
             await database.transact(
@@ -354,6 +370,22 @@ class Node:
         except ComityError as error:  # the disk may be full: say so, and close all the same
             log.error("the audit log got no closing entry: %s", error.diagnostics())  # noqa: TRY400
         log.info("stopped")
+
+
+#: New containers before the youngest generation is looked at, and how many such looks before each older one is.
+_COLLECT_AFTER = (100_000, 50, 100)
+
+
+def collect_rarely() -> None:
+    """Have the collector of cycles leave alone what the node has from its start, and look at the rest less often.
+
+    Modules, schemas and policies stay for good, and thousands of tasks under way are long-lived as well: with CPython's
+    own thresholds each look at them holds the loop up for tens of milliseconds, and finds next to nothing, since what
+    the node lets go of is freed by its reference counts. To be called once, in a process that only runs a node.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node], None] | None = None) -> None:
@@ -368,6 +400,7 @@ def run(config: NodeConfig, parts: Parts | None = None, on_ready: Callable[[Node
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed_signals, node)
             await nursery.start(node.run)
+            collect_rarely()
             if on_ready is not None:
                 on_ready(node)
             log.info("node %s is up as %s", node.identity.node, node.identity.peer_id)
@@ -404,6 +437,32 @@ def _load_identity(config: NodeConfig) -> NodeIdentity:
     return identity
 
 
+def _nothing() -> None:
+    """There are no spans to be sent."""
+
+
+def _make_tracer(config: NodeConfig, identity: NodeIdentity) -> tuple[Tracer, Callable[[], None]]:
+    """Return what takes spans, and what sends the last ones.
+
+    Raises:
+        MissingExtra: traces are wanted, and OpenTelemetry is not installed.
+    """
+    if (wanted := config.traces) is None:
+        return NULL, _nothing
+    try:
+        from comity_node.tracing.otel import OtelTracer, exporting
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "comity", "comity_node"):
+            raise
+        raise MissingExtra("otel", package) from error
+    tracer = OtelTracer(
+        exporting(wanted.endpoint), organization=identity.organization, node=str(identity.node),
+        service=wanted.service, sample=wanted.sample,
+    )  # fmt: skip
+    return tracer, tracer.close
+
+
 def _load_bundle(config: NodeConfig, identity: NodeIdentity, anchor: Anchor) -> Bundle:
     return read_verified_bundle(config.bundle, identity, anchor, now_ms())
 
@@ -411,7 +470,7 @@ def _load_bundle(config: NodeConfig, identity: NodeIdentity, anchor: Anchor) -> 
 def _warnings(runtime: Runtime, links: Links, trust: TrustStore) -> list[str]:
     """What somebody should see to, beside the files: agreements that are suspended, an epoch that others have."""
     suspended = runtime.agreements.suspended()
-    lines = [*runtime.witnesses.warnings(), *runtime.cosigner.warnings()]
+    lines = [*runtime.suspensions.warnings(), *runtime.witnesses.warnings(), *runtime.cosigner.warnings()]
     lines += [f"agreement {digest.hex()[:12]} is suspended: {reason}" for digest, reason in suspended.items()]
     epoch = trust.bundle.epoch
     if links.latest_epoch > epoch:
@@ -424,6 +483,11 @@ def _load_dataset(schema: Path, private: Path | None) -> Dataset:
     return Dataset(read, PrivateReference.load(private, read) if private is not None else None)
 
 
+def _own_offer(capacity: Capacity, price: float) -> Offer | None:
+    """What the own workers can do of a skill, for others to know."""
+    return own_offer(capacity.at_once, capacity.seconds, price)
+
+
 def _hints(links: Links) -> Sequence[PeerHint]:
     return [
         PeerHint(peer_id=state.peer_id, organization=state.organization, addresses=state.addresses)
@@ -432,9 +496,19 @@ def _hints(links: Links) -> Sequence[PeerHint]:
     ]
 
 
-def _reading(links: Links, counters: Callable[[], dict[str, int]]) -> Reading:
+async def _reading(
+    links: Links, counters: Callable[[], dict[str, int]], runtime: Runtime, workers: WorkerPool, database: Database
+) -> Reading:
     """How the node is, for Prometheus."""
-    return Reading(links.peers(), counters())
+    now = await database.read(task_views.count_all)
+    work = WorkReading(
+        journal=JournalCounts(now.tasks, now.journeys, now.votes, now.tasks.get("certified", 0), now.outbox),
+        passing=runtime.counters(),
+        router=runtime.router.snapshot(runtime.now_ms() / 1000).peers,
+        queues=workers.queues(),
+        calls=runtime.watch.calls,
+    )
+    return Reading(links.peers(), counters(), work)
 
 
 def _peers(links: Links, own: str) -> Sequence[pb.Peer]:

@@ -57,7 +57,11 @@ control:
 
 # Take no peer whose certificate was issued longer ago, in case word of its revocation is kept from this node. All
 # members have to renew theirs in that time (comity cert renew); without it, a certificate is good until it expires.
-# trust: {{certificates_within: 7d}}
+# And for how long to ask nobody to review who is proven to have lied (two signed documents that contradict each other).
+# trust: {{certificates_within: 7d, suspension: 30d}}
+
+# What this organization asks of others for a row of a skill, in the unit that the consortium has agreed on:
+# prices: {{answer: 0.5}}
 log: {{level: info, format: text}}
 """
 

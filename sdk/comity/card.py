@@ -1,10 +1,10 @@
 """Agent cards: what an agent offers, signed by the node that answers for it.
 
 A card is an A2A v1.0 AgentCard (https://a2a-protocol.org, specification section 4.4) in RFC 8785 form. What A2A has no
-field for (the agent's SPIFFE ID, the node's PeerId, the time in which the card is good, the role of each skill) stands
-in an extension of its capabilities. The signature is a JWS (RFC 7515, A2A section 8.4) with EdDSA (RFC 8037) whose
-protected header carries the node's certificate chain as `x5c`; no other key is ever looked for: a header with `jku`,
-`jwk`, `x5u`, `crit` or anything else is refused.
+field for (the agent's SPIFFE ID, the node's PeerId, the time in which the card is good; role, capacity and price of
+each skill) stands in an extension of its capabilities. The signature is a JWS (RFC 7515, A2A section 8.4) with EdDSA
+(RFC 8037) whose protected header carries the node's certificate chain as `x5c`; no other key is ever looked for: a
+header with `jku`, `jwk`, `x5u`, `crit` or anything else is refused.
 
 A card is opened in these steps, and the first that fails refuses it:
 
@@ -28,7 +28,7 @@ from comity.digest import canonical_json
 from comity.errors import CardInvalid, InvalidName
 from comity.ids import SpiffeId
 from comity.signing import verify
-from comity.strictjson import Fields, parse_json
+from comity.strictjson import MAX_INTEGER, Fields, parse_json
 from comity.trust import NodeIdentity, TrustStore
 
 #: Bytes of the largest card that is made or opened.
@@ -60,6 +60,8 @@ class Skill:
         description: for people.
         tags: key words.
         role: the part that it plays in workflows, such as `generator` or `validator`; policies can ask for it.
+        rows: that can be done in 1,000 seconds; 0: not said.
+        price: that is asked for a row, in millionths of the unit that the consortium has agreed on.
     """
 
     id: str
@@ -67,6 +69,8 @@ class Skill:
     description: str = ""
     tags: tuple[str, ...] = ()
     role: str = ""
+    rows: int = 0
+    price: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +186,8 @@ def _check(card: AgentCard, organization: str, peer_id: str) -> None:
         short += [skill.id, skill.name, skill.role, *skill.tags]
         if len(skill.tags) > _MAX_TAGS:
             raise CardInvalid(f"a skill has at most {_MAX_TAGS} tags")
+        if not (0 <= skill.rows <= MAX_INTEGER and 0 <= skill.price <= MAX_INTEGER):
+            raise CardInvalid("rows and price of a skill are integers from 0 to 2^53 - 1")
     if any(len(text) > _MAX_NAME or not text.isprintable() for text in short):
         raise CardInvalid(f"names, tags and roles are printable and have at most {_MAX_NAME} characters")
     long = [card.description, *card.addresses, *(skill.description for skill in card.skills)]
@@ -198,6 +204,8 @@ def _to_a2a(card: AgentCard) -> dict[str, Any]:
     }
     if roles := {skill.id: skill.role for skill in card.skills if skill.role}:
         params["roles"] = roles
+    if offers := {skill.id: {"price": skill.price, "rows": skill.rows} for skill in card.skills if _is_offer(skill)}:
+        params["offers"] = offers
     extension = {
         "uri": IDENTITY_EXTENSION,
         "description": "Who answers for this agent, until when, and which role each skill plays.",
@@ -229,6 +237,10 @@ def _to_a2a(card: AgentCard) -> dict[str, Any]:
     }
 
 
+def _is_offer(skill: Skill) -> bool:
+    return bool(skill.rows or skill.price)
+
+
 def _from_a2a(fields: Fields) -> AgentCard:
     """Read a card whose signature has verified. Fields of A2A that are not used here are left alone."""
     params = _identity_params(fields.object("capabilities"))
@@ -237,13 +249,14 @@ def _from_a2a(fields: Fields) -> AgentCard:
     if fields.object("provider").text("organization") != agent.organization:
         raise ValueError("its provider is not the organization of its agent")
     roles = params.object("roles") if "roles" in params.names() else Fields({}, "no roles")
+    offers = params.object("offers") if "offers" in params.names() else Fields({}, "no offers")
     return AgentCard(
         agent=agent,
         peer_id=peer_id,
         name=fields.text("name"),
         description=fields.text("description"),
         version=fields.text("version"),
-        skills=tuple(_read_skill(one, roles) for one in fields.array("skills", longest=MAX_SKILLS)),
+        skills=tuple(_read_skill(one, roles, offers) for one in fields.array("skills", longest=MAX_SKILLS)),
         addresses=_read_addresses(fields.array("supportedInterfaces", longest=MAX_ADDRESSES + 1), peer_id),
         issued_ms=params.integer("issuedMs"),
         expires_ms=params.integer("expiresMs"),
@@ -261,15 +274,18 @@ def _identity_params(capabilities: Fields) -> Fields:
     return Fields(found[0], "the identity extension").object("params")
 
 
-def _read_skill(value: object, roles: Fields) -> Skill:
+def _read_skill(value: object, roles: Fields, offers: Fields) -> Skill:
     fields = Fields(value, "a skill")
     name = fields.text("id")
+    offer = offers.object(name) if name in offers.names() else None
     return Skill(
         id=name,
         name=fields.text("name"),
         description=fields.text("description"),
         tags=fields.texts("tags", most=_MAX_TAGS),
         role=roles.text(name) if name in roles.names() else "",
+        rows=offer.integer("rows") if offer is not None else 0,
+        price=offer.integer("price") if offer is not None else 0,
     )
 
 

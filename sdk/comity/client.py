@@ -17,9 +17,21 @@ from comity._control.bulk import BulkCalls, BulkProgress, BulkTransfer
 from comity._control.channel import Tls
 from comity._control.connection import AsyncConnection, Connection
 from comity._control.federation import Admission, FederationCalls, ReleasedUpdate
-from comity._control.node import AgentInfo, NodeCalls, Peer, Reloaded, RevokedCertificate, Status
+from comity._control.node import AgentInfo, NodeCalls, Peer, Reloaded, RevokedCertificate, RouterPeer, SkillLoad, Status
 from comity._control.policy import Approval, Notice, PolicyCalls, WatchedDecision, WatchedDecisions
 from comity._control.records import CertifiedRecord, Record, RecordCalls
+from comity._control.tasks import (
+    TaskCalls,
+    TaskCertificate,
+    TaskDelivery,
+    TaskEntry,
+    TaskHop,
+    TaskPage,
+    TaskReview,
+    TaskReviewer,
+    TaskSummary,
+    TaskWay,
+)
 from comity._control.workflows import AgreementEnd, AgreementInfo, NegotiationStep, Workflow, WorkflowCalls
 
 __all__ = [
@@ -40,7 +52,18 @@ __all__ = [
     "ReleasedUpdate",
     "Reloaded",
     "RevokedCertificate",
+    "RouterPeer",
+    "SkillLoad",
     "Status",
+    "TaskCertificate",
+    "TaskDelivery",
+    "TaskEntry",
+    "TaskHop",
+    "TaskPage",
+    "TaskReview",
+    "TaskReviewer",
+    "TaskSummary",
+    "TaskWay",
     "Tls",
     "WatchedDecision",
     "WatchedDecisions",
@@ -48,7 +71,7 @@ __all__ = [
 ]
 
 
-class _Calls(NodeCalls, WorkflowCalls, RecordCalls, BulkCalls, PolicyCalls, FederationCalls):
+class _Calls(NodeCalls, WorkflowCalls, TaskCalls, RecordCalls, BulkCalls, PolicyCalls, FederationCalls):
     """All calls of the control API."""
 
 

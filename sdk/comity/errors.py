@@ -22,6 +22,7 @@
     ├── ProtocolError                a peer does not speak the protocol
     │   ├── FrameTooLarge
     │   ├── ChunkInvalid             a chunk of a bulk transfer is not the one that was announced
+    │   ├── FlowMismatch             a task's cursor or state is none that its flow can lead to
     │   └── UnexpectedMessage
     ├── LinkError                    a peer cannot be reached, or not now
     │   ├── PeerUnreachable
@@ -40,7 +41,11 @@
     ├── AgentError                   user code behind the node
     │   ├── NoWorker
     │   ├── WorkerLost
-    │   └── AgentFailed
+    │   ├── AgentFailed
+    │   └── BackendError             a model's server behind an agent: not reached, or refused
+    │       ├── BackendBusy
+    │       ├── BackendTimeout
+    │       └── BackendReplyInvalid
     ├── ModelError                   an ONNX model is not what was pinned, or is not safe to open
     ├── StorageError                 the disk: corrupt, locked, read-only
     │   ├── StorageFull              the disk or the node's share of it is full: later it may work again
@@ -53,6 +58,8 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class ComityError(Exception):
@@ -74,8 +81,11 @@ class ConfigError(ComityError):
 
     code = "config_invalid"
 
-    def __init__(self, message: str, *, file: str = "", line: int = 0, column: int = 0) -> None:
-        self.file, self.line, self.column = file, line, column
+    def __init__(
+        self, message: str, *, file: str = "", line: int = 0, column: int = 0, path: tuple[str | int, ...] = ()
+    ) -> None:
+        """Say what is wrong, and where: in which file, or which keys and positions of a document lead to it."""
+        self.file, self.line, self.column, self.path = file, line, column, path
         place = ":".join(str(part) for part in (file, line, column) if part)
         super().__init__(f"{place}: {message}" if place else message)
 
@@ -206,6 +216,12 @@ class ChunkInvalid(ProtocolError):
     def __init__(self, index: int, where: str) -> None:
         self.index = index
         super().__init__(f"chunk {index} {where} is not the one that the manifest announces")
+
+
+class FlowMismatch(ProtocolError):
+    """A task's cursor or state is none that its flow can lead to."""
+
+    code = "flow_mismatch"
 
 
 class UnexpectedMessage(ProtocolError):
@@ -350,6 +366,42 @@ class AgentFailed(AgentError):
     """The agent raised, returned the wrong type or took too long."""
 
     code = "agent_failed"
+
+
+class BackendError(AgentError):
+    """A model's server cannot be reached, refused a request, or broke off in the middle."""
+
+    code = "backend_error"
+
+
+class BackendBusy(BackendError):
+    """A model's server has too much to do; or too many of our own calls wait for it."""
+
+    code = "backend_busy"
+
+    def __init__(self, message: str, *, retry_after_ms: int = 0) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(message)
+
+
+class BackendTimeout(BackendError):
+    """A model's server did not answer, or did not begin to, in time."""
+
+    code = "backend_timeout"
+
+
+class BackendReplyInvalid(BackendError):
+    """A model's server answered with what is no answer, or the model with what was not asked for.
+
+    Attributes:
+        usage: what it cost all the same, as a skill reports it; empty if nothing was counted.
+    """
+
+    code = "backend_reply_invalid"
+
+    def __init__(self, message: str, *, usage: Mapping[str, float] | None = None) -> None:
+        self.usage = dict(usage or {})
+        super().__init__(message)
 
 
 class ModelError(ComityError):

@@ -38,10 +38,15 @@ MAX_BATCH: Final = 4096
 #: What travels between nodes, addressed to one of them.
 MESSAGE_KINDS: Final = frozenset(
     {"peers", "cards", "proposal", "agreement", "task-offer", "reviews", "records", "receipt", "checkpoint"}
-    | {"agreement-status", "withdrawal-notice"}
+    | {"agreement-status", "withdrawal-notice", "tokens", "token-notes"}
+    | {"commitments", "commitment-set"}
+    | {"market-call", "market-award"}
 )
 #: What is signed for everyone.
-DOCUMENT_KINDS: Final = frozenset({"terms", "hop", "review", "update", "card", "bulk", "bulk-receipt", "withdrawal"})
+DOCUMENT_KINDS: Final = frozenset(
+    {"terms", "hop", "review", "update", "card", "bulk", "bulk-receipt", "withdrawal", "draw", "flow-hop"}
+    | {"commitment"}
+)
 
 _KEY_FIELD = b"\x0a\x24"  # field 1, 36 bytes
 _TYPE_TAG = b"\x12"  # field 2
@@ -85,11 +90,23 @@ class Unsigned:
 
 
 class Opened(NamedTuple):
-    """What an envelope says whose signature verified: the bytes as received."""
+    """What an envelope says whose signature verified: the bytes as received.
+
+    Attributes:
+        kind: what it was signed as.
+        signer: the 32-byte key that signed it.
+        payload: what was signed.
+        head: of the tree of its batch (`Batch.head`); empty if its signature is its own.
+        place: in the batch, from 0.
+        size: of the batch.
+    """
 
     kind: str
     signer: bytes
     payload: bytes
+    head: bytes = b""
+    place: int = 0
+    size: int = 1
 
 
 def sign(key: signing.PrivateKey, unsigned: Unsigned) -> bytes:
@@ -107,7 +124,7 @@ def sign_all(key: signing.PrivateKey, unsigned: Sequence[Unsigned]) -> list[byte
     for start in range(0, len(small), MAX_BATCH):
         places = small[start : start + MAX_BATCH]
         if len(places) > 1:
-            batched.update(zip(places, _sign_batch(key, [unsigned[at] for at in places]), strict=True))
+            batched.update(zip(places, Batch([unsigned[at] for at in places]).sign(key), strict=True))
     return [batched.get(at) or sign(key, one) for at, one in enumerate(unsigned)]
 
 
@@ -132,9 +149,34 @@ def open_signed(data: bytes, kinds: Collection[str]) -> Opened:
     signed = _PREFIXES[kind] + (data[at + 1 : end] or _NO_PAYLOAD)
     if len(signature) == _SIGNATURE_BYTES:
         signing.verify(signer, signature, signed)
-    else:
-        _verify_in_batch(signer, signature, signed)
-    return Opened(kind, signer, data[start:end])
+        return Opened(kind, signer, data[start:end])
+    return Opened(kind, signer, data[start:end], *_verify_in_batch(signer, signature, signed))
+
+
+def read_payload(data: bytes, kind: str) -> bytes:
+    """Return the payload of an envelope that nobody has verified, or that was verified before.
+
+    Raises:
+        EnvelopeMalformed: it has not the form of an envelope of this kind.
+    """
+    if len(data) > MAX_ENVELOPE or data[:2] != _KEY_FIELD:
+        raise EnvelopeMalformed("not a signed envelope with an Ed25519 key")
+    found, at = _read_kind(data)
+    if found != kind:
+        raise EnvelopeMalformed(f"an envelope of kind {found!r} is not expected here")
+    start, end = _find_payload(data, at)
+    return data[start:end]
+
+
+def read_signer(data: bytes) -> bytes:
+    """Return the 32-byte key that an envelope, which nobody has verified, says it was signed with.
+
+    Raises:
+        EnvelopeMalformed, SignatureInvalid: it says none.
+    """
+    if data[:2] != _KEY_FIELD:
+        raise EnvelopeMalformed("not a signed envelope with an Ed25519 key")
+    return signing.from_libp2p_public_key(data[2:_KEY_END])
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -145,13 +187,50 @@ def _signing_input(kind: str, payload: bytes) -> bytes:
     return _PREFIXES[kind] + _varint(len(payload)) + payload
 
 
-def _sign_batch(key: signing.PrivateKey, unsigned: Sequence[Unsigned]) -> list[bytes]:
-    tree = merkle.Tree([merkle.leaf_hash(_signing_input(one.kind, one.payload)) for one in unsigned])
-    signature = key.sign(_BATCH_PREFIX + tree.size.to_bytes(2, "big") + tree.root)
-    return [
-        _envelope(key, one, b"".join((signature, _PLACE.pack(index, tree.size), *tree.path(index))))
-        for index, one in enumerate(unsigned)
-    ]
+class Batch:
+    """Envelopes that share a signature. Their head is known before they are signed, and names exactly these."""
+
+    def __init__(self, unsigned: Sequence[Unsigned]) -> None:
+        """Build the tree over 1 to `MAX_BATCH` of them, none of which is too large for a path beside it.
+
+        Raises:
+            EnvelopeMalformed: there are none, too many, or one is too large.
+        """
+        if not 1 <= len(unsigned) <= MAX_BATCH or any(len(one.payload) > _ROOMY for one in unsigned):
+            raise EnvelopeMalformed(f"a batch has 1 to {MAX_BATCH} envelopes, none of them over {_ROOMY} bytes")
+        self._unsigned = unsigned
+        self._leaves = [merkle.leaf_hash(_signing_input(one.kind, one.payload)) for one in unsigned]
+        self._tree = merkle.Tree(self._leaves)
+
+    @property
+    def head(self) -> bytes:
+        """The tree's head, 32 bytes: of one envelope alone, its leaf hash (`head_of` finds it from an envelope)."""
+        return self._tree.root
+
+    def leaf(self, place: int) -> bytes:
+        """Return the hash of the leaf of one of them (`leaf_of` finds it from its envelope)."""
+        return self._leaves[place]
+
+    def sign(self, key: signing.PrivateKey) -> list[bytes]:
+        """Return the envelopes in their order; one that is alone gets a signature of its own."""
+        if len(self._unsigned) == 1:
+            return [sign(key, self._unsigned[0])]
+        tree = self._tree
+        signature = key.sign(_BATCH_PREFIX + tree.size.to_bytes(2, "big") + tree.root)
+        return [
+            _envelope(key, one, b"".join((signature, _PLACE.pack(index, tree.size), *tree.path(index))))
+            for index, one in enumerate(self._unsigned)
+        ]
+
+
+def leaf_of(opened: Opened) -> bytes:
+    """Return the hash of an envelope's leaf in the tree of its batch (`Batch.leaf`)."""
+    return merkle.leaf_hash(_signing_input(opened.kind, opened.payload))
+
+
+def head_of(opened: Opened) -> bytes:
+    """Return the head of the batch that an envelope was signed in (`Batch.head`), whether or not it was alone."""
+    return opened.head or leaf_of(opened)
 
 
 def _envelope(key: signing.PrivateKey, unsigned: Unsigned, signature: bytes) -> bytes:
@@ -224,12 +303,17 @@ def _fits_its_place(proof: bytes) -> bool:
     return len(proof) == _PATH_AT + merkle.HASH_BYTES * merkle.path_length(index, size)
 
 
-def _verify_in_batch(signer: bytes, proof: bytes, signed: bytes) -> None:
-    """Verify the signature over the head that the path leads to, from what it shall have signed."""
+def _verify_in_batch(signer: bytes, proof: bytes, signed: bytes) -> tuple[bytes, int, int]:
+    """Verify the signature over the head that the path leads to, from what it shall have signed.
+
+    Returns:
+        The head, the envelope's place under it, and how many there are.
+    """
     index, size = _PLACE.unpack_from(proof, _SIGNATURE_BYTES)
     path = [proof[at : at + merkle.HASH_BYTES] for at in range(_PATH_AT, len(proof), merkle.HASH_BYTES)]
     root = merkle.root_from_path(merkle.leaf_hash(signed), index, size, path)
     _verify_head(signer, proof[:_SIGNATURE_BYTES], proof[_SIZE_AT:_PATH_AT] + root)
+    return root, index, size
 
 
 @lru_cache(maxsize=_VERIFIED_HEADS)

@@ -9,6 +9,8 @@ def test_survives_a_restart_of_the_node() -> None:
         node.call("generate", {"count": 3, "seed": 7})
         node.drop_workers()
         node.call("generate", {"count": 3, "seed": 7})
+
+`FakeModel` stands for a model's server behind an agent.
 """
 
 from __future__ import annotations
@@ -34,12 +36,13 @@ import grpc
 from comity._control.channel import CHANNEL_OPTIONS
 from comity.agent import Agent, ThreadPool, Work, encode_result
 from comity.errors import AgentFailed, NoWorker, WorkerLost
+from comity.fake_model import FakeModel, Refusal
 from comity.ids import SpiffeId
 from comity.v1 import control_pb2 as pb
 from comity.v1 import control_pb2_grpc as pb_grpc
 from comity.worker import Stop, serve_async
 
-__all__ = ["FakeNode", "run_skill", "run_skill_async"]
+__all__ = ["FakeModel", "FakeNode", "Refusal", "run_skill", "run_skill_async"]
 
 _MAX_WORKERS = 16
 _MAX_ITEMS = 64

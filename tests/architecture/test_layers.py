@@ -60,6 +60,7 @@ def test_the_contracts_hold() -> None:
         ("node/comity_node/storage/__init__.py", "import comity_node.transport", "layers of the node"),
         ("node/comity_node/unplaced.py", "", "layers of the node"),
         ("sdk/comity/ids.py", "import trio", "the SDK needs no libp2p"),
+        ("sdk/comity/models/gate.py", "import ray", "the SDK needs no libp2p"),
         ("node/comity_node/control/__init__.py", "import libp2p.host", "one place knows libp2p"),
         ("node/comity_node/control/__init__.py", "import yaml", "one place knows YAML"),
         ("node/comity_node/protocol/__init__.py", "from time import monotonic", "know no socket, no clock"),

@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from comity.client import Client, SkillLoad
 
 Cli = Callable[..., tuple[int, str, str]]
 WAIT_S = 60
@@ -85,6 +88,37 @@ def test_a_node_from_start_to_stop(cli: Cli, home: Path) -> None:
     code, out, _ = cli("--home", home, "audit", "verify", "--json")
     assert code == 0
     assert json.loads(out)["unsigned"] == 0, "the last checkpoint covers everything"
+
+
+@pytest.mark.slow
+def test_workers_of_the_home_serve_its_node(cli: Cli, home: Path) -> None:
+    agent = home / "coins.py"
+    agent.write_text("from comity.agent import Agent\nagent = Agent('coins')\nagent.skill('toss')(lambda work: 1)\n")
+    command = [sys.executable, "-m", "comity_node.cli", "--home", str(home), "worker", f"{agent}:agent"]
+    with start(home) as process:
+        try:
+            assert cli("--home", home, "node", "status", "--wait", str(WAIT_S))[0] == 0
+            with subprocess.Popen(
+                [*command, "--processes", "2", "--concurrency", "3"], stdout=subprocess.PIPE
+            ) as workers:
+                try:
+                    expected = SkillLoad("toss", workers=2, running=0, free=6, waiting=0, waiting_ms=0)
+                    with Client(f"unix:{home}/run/control.sock") as client:
+                        until = time.monotonic() + WAIT_S
+                        while client.status().loads != (expected,):
+                            assert time.monotonic() < until, client.status().loads
+                            time.sleep(0.05)
+                    said = json.loads(cli("--home", home, "--json", "node", "status")[1])
+                    assert said["loads"][0]["free"] == 6
+                    workers.terminate()
+                    out, _ = workers.communicate(timeout=WAIT_S)
+                finally:
+                    workers.kill()
+            assert workers.returncode == 0
+            assert out.startswith(b"comity worker coins, 2 processes: 0 done")
+        finally:
+            process.terminate()
+            process.communicate(timeout=WAIT_S)
 
 
 @pytest.mark.slow

@@ -64,6 +64,15 @@ class Handlers:
         one = pb.Workflow(workflow_id="w1", state="running", tasks={"open": 2}, steps=steps)
         return pb.GetWorkflowResponse(workflows=[one] if request.workflow_id in ("", "w1") else [])
 
+    async def cancel_workflow(self, request: pb.CancelWorkflowRequest) -> pb.CancelWorkflowResponse:
+        return pb.CancelWorkflowResponse(tasks=len(request.workflow_id))
+
+    async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        return pb.ListTasksResponse(tasks=[pb.TaskSummary(task_id="ab" * 16, state=request.state)], more=True)
+
+    async def show_task(self, request: pb.ShowTaskRequest) -> pb.ShowTaskResponse:
+        return pb.ShowTaskResponse(task=pb.TaskSummary(task_id=request.task_id))
+
     async def list_records(self, request: pb.ListRecordsRequest) -> AsyncIterator[pb.ListRecordsResponse]:
         if request.dataset == "secret":
             raise PolicyDenied("not yours", rules=("never",))
@@ -197,6 +206,9 @@ def test_every_call_of_the_sync_client(address: str) -> None:
             assert node.submit_workflow({"name": "screening"}) == "screening"
             assert node.workflow("w1").steps[0].step == "accepted"
             assert [found.tasks for found in node.workflows()] == [{"open": 2}]
+            assert (node.tasks(state="leased").tasks[0].state, node.tasks().more) == ("leased", True)
+            way = node.task("ab" * 3)
+            assert (way.task.task_id, way.hops, way.certificate) == ("ab" * 3, (), None)
             records = list(node.records(author="hope.example"))
             assert [record.fields["n"] for record in records] == [0, 1, 2]
             assert records[0].fields["author"] == "hope.example"

@@ -30,8 +30,11 @@ from comity_node.admission.records import Dataset
 from comity_node.policy.loader import loads_policy
 from comity_node.protocol.freshness import Freshness, MessageIds
 from comity_node.runtime.core import Runtime, Surroundings
+from comity_node.runtime.market_bids import Offer
+from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.storage import audit, journal
 from comity_node.storage.database import Database, open_database
+from comity_node.tracing import NULL, Tracer
 from comity_node.validators.schema import FieldSpec, Schema
 from kit.consortium import Consortium, attested, consortium, names
 from kit.documents import DATASET, PURPOSE
@@ -123,6 +126,9 @@ class Member:
     dataset: Dataset = field(default_factory=lambda: Dataset(SCHEMA, None))
     max_bytes: int | None = None
     calls: list[str] = field(default_factory=list)
+    #: What it can do of each skill, for the market.
+    offers: dict[str, Offer] = field(default_factory=dict)
+    tracer: Tracer = NULL
     node: Up | None = None
     free: trio.Event = field(default_factory=_set_event)
 
@@ -240,6 +246,7 @@ class Lab:
             for number, (name, identity) in enumerate(self.consortium.nodes.items())
         }
         self.network = Network(self.members)
+        self.passing = PassingLimits()
         #: Of messages that a test seals itself, past the sender's gate.
         self._ids = MessageIds(random.randbytes)
         for member in self.members.values():
@@ -308,6 +315,9 @@ class Lab:
             told=lambda peer_id, addresses: None,
             random=random.Random(7),
             version="test",
+            offer=member.offers.get,
+            passing=self.passing,
+            tracer=member.tracer,
         )
 
     async def change_policy(self, name: str, text: str) -> None:

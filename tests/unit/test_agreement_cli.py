@@ -146,7 +146,9 @@ def test_terms_in_words(lab: Consortium) -> None:
     assert f"{MEMBERS[0]}, who proposed it, and {MEMBERS[1]} and {MEMBERS[2]}" in text
     assert "replaces" in text
     value = terms_json(terms)
-    assert value["review"] == {"eligible": 2, "faulty": 0, "quorum": 2, "min_score": 0.5}
+    assert value["review"] == {
+        "eligible": 2, "faulty": 0, "quorum": 2, "min_score": 0.5, "panel": 0, "commit_reveal": False,
+    }  # fmt: skip
     assert value["obligations"]["generalize"] == {"age": 5}
     assert json.loads(json.dumps(value)) == value
 

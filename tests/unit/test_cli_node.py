@@ -81,6 +81,17 @@ class Node(pb_grpc.ControlServiceServicer):
         workflow = pb.Workflow(workflow_id="w1", state=state, reason="", tasks={"certified": 5}, steps=[step])
         return pb.GetWorkflowResponse(workflows=[workflow])
 
+    def CancelWorkflow(
+        self, request: pb.CancelWorkflowRequest, context: grpc.ServicerContext
+    ) -> pb.CancelWorkflowResponse:
+        return pb.CancelWorkflowResponse()
+
+    def ListTasks(self, request: pb.ListTasksRequest, context: grpc.ServicerContext) -> pb.ListTasksResponse:
+        return pb.ListTasksResponse()
+
+    def ShowTask(self, request: pb.ShowTaskRequest, context: grpc.ServicerContext) -> pb.ShowTaskResponse:
+        return pb.ShowTaskResponse()
+
     def ListRecords(
         self, request: pb.ListRecordsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ListRecordsResponse]:

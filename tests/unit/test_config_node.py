@@ -31,6 +31,7 @@ datasets:
 limits: {{peers: 8, workers: 4}}
 log: {{level: debug, format: json}}
 trust: {{certificates_within: 7d}}
+prices: {{answer: 0.5, run-code: 2}}
 """
 
 
@@ -55,6 +56,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert loaded.limits == config.LimitsConfig(peers=8, workers=4)
     assert loaded.log == config.LogConfig("debug", "json")
     assert loaded.certificates_within_ms == 7 * 86_400_000
+    assert loaded.prices == {"answer": 0.5, "run-code": 2.0}
 
 
 def test_what_init_writes_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
@@ -112,6 +114,8 @@ def test_names_that_yaml_could_take_for_something_else(tmp_path: Path, name: str
         ("peers: 8", "peers: no", "12:17", "a whole number"),
         ("peers: 8", "peer: 8", "12:10", 'did you mean "peers"'),
         ("workers: 4", "workers: 0", "12:29", "must be from 1"),
+        ("{answer: 0.5", "{Answer: 0.5", "15:10", "is no skill's name"),
+        ("{answer: 0.5", "{answer: -1", "15:18", ""),
         ("level: debug", "level: loud", "13:14", "unknown log level"),
         ("within: 7d", "within: 30m", "14:30", "must be from 1h"),
         ("within: 7d", "within: never", "14:30", "a duration such as"),
@@ -173,3 +177,40 @@ def test_a_peers_text_cannot_forge_a_log_line() -> None:
     telemetry.configure("info", "text", stream)
     logging.getLogger("comity_node.test").info("refused: %s", "x\n2030-01-01T00:00:00Z info comity: all is well")
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def traces(text: str) -> str:
+    return GOOD + f"\ntelemetry: {{traces: {{{text}}}}}\n"
+
+
+def test_traces_are_off_unless_node_yaml_says_where_to(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, GOOD)).traces is None
+    assert config.load(write(tmp_path, GOOD + "\ntelemetry: {}\n")).traces is None
+    said = config.load(write(tmp_path, traces('endpoint: "http://127.0.0.1:4318"'))).traces
+    assert said is not None
+    assert (said.endpoint, said.service, said.sample) == ("http://127.0.0.1:4318/v1/traces", "comity", 1.0)
+    text = 'endpoint: "https://otel.mercy.example/x", service: comity-mercy, sample: 0.25'
+    said = config.load(write(tmp_path, traces(text))).traces
+    assert said is not None
+    assert (said.endpoint, said.service, said.sample) == ("https://otel.mercy.example/x", "comity-mercy", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("service: a", "endpoint"),
+        ('endpoint: "otel.example"', "no URL"),
+        ('endpoint: "ftp://otel.example/x"', "no URL"),
+        ('endpoint: "https://otel.example:99999/x"', "no URL"),
+        ('endpoint: "https://otel.example/x?key=1"', "no URL"),
+        ('endpoint: "https://me:secret@otel.example/x"', "ends up in logs"),
+        ('endpoint: "http://otel.example/x"', "take https"),
+        ('endpoint: "http://10.0.0.7:4318/x"', "take https"),
+        ('endpoint: "https://otel.example", sample: 1.5', "sample"),
+        ('endpoint: "https://otel.example", service: "a b"', "service name"),
+        ('endpoint: "https://otel.example", insecure: true', "insecure"),
+    ],
+)
+def test_a_collector_that_cannot_be_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        config.load(write(tmp_path, traces(text)))

@@ -29,15 +29,34 @@ def test_modules_export_what_they_promise() -> None:
         "ReleasedUpdate",
         "Reloaded",
         "RevokedCertificate",
+        "RouterPeer",
+        "SkillLoad",
         "Status",
+        "TaskCertificate",
+        "TaskDelivery",
+        "TaskEntry",
+        "TaskHop",
+        "TaskPage",
+        "TaskReview",
+        "TaskReviewer",
+        "TaskSummary",
+        "TaskWay",
         "Tls",
         "WatchedDecision",
         "WatchedDecisions",
         "Workflow",
     ]
     assert sorted(comity.agent.__all__) == ["Agent", "Work"]
-    assert sorted(comity.worker.__all__) == ["Report", "Stop", "load_agent", "main", "serve", "serve_async"]
-    assert sorted(comity.testing.__all__) == ["FakeNode", "run_skill", "run_skill_async"]
+    assert sorted(comity.worker.__all__) == [
+        "Report",
+        "Stop",
+        "load_agent",
+        "main",
+        "serve",
+        "serve_async",
+        "serve_processes",
+    ]
+    assert sorted(comity.testing.__all__) == ["FakeModel", "FakeNode", "Refusal", "run_skill", "run_skill_async"]
 
 
 def test_both_clients_have_the_same_calls() -> None:
@@ -49,6 +68,7 @@ def test_both_clients_have_the_same_calls() -> None:
         "amend_agreement",
         "approvals",
         "bulk_transfers",
+        "cancel_workflow",
         "close",
         "decide_approval",
         "explain_policy",
@@ -69,6 +89,8 @@ def test_both_clients_have_the_same_calls() -> None:
         "sign_export",
         "status",
         "submit_workflow",
+        "task",
+        "tasks",
         "wait_ready",
         "watch_decisions",
         "withdraw_agreement",

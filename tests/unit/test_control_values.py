@@ -15,7 +15,9 @@ from comity.v1 import control_pb2 as pb
 
 #: Each value with its message, and what is not read from it as it is.
 VALUES: list[tuple[Any, type[Message], dict[str, object]]] = [
-    (client.Status, pb.GetStatusResponse, {}),
+    (client.Status, pb.GetStatusResponse, {"loads": (), "router": ()}),
+    (client.SkillLoad, pb.SkillLoad, {}),
+    (client.RouterPeer, pb.RouterPeer, {}),
     (client.Peer, pb.Peer, {}),
     (client.AgentInfo, pb.Agent, {}),
     (client.RevokedCertificate, pb.RevokeCertificateResponse, {}),

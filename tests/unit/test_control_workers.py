@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from comity.errors import AgentFailed, Busy, ComityError, InvalidName, NoWorker, UnexpectedMessage, WorkerLost
 from comity.v1 import control_pb2 as pb
-from comity_node.control.workers import WorkerLimits, WorkerPool
+from comity_node.control.workers import Capacity, SkillQueue, WorkerLimits, WorkerPool
 
 ORGANIZATION = "mercy.example"
 
@@ -122,6 +122,49 @@ class Caller:
             except ComityError as error:
                 self.error = error
         self.over.set()
+
+
+def test_what_can_be_done_of_a_skill_is_known() -> None:
+    async def test(pool: WorkerPool, nursery: trio.Nursery) -> None:
+        assert pool.capacity("generate") == Capacity(0, None)
+        worker = await connect(pool, nursery, credits=2)
+        callers = [Caller(pool, nursery, {}) for _ in range(3)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.capacity("generate") == Capacity(at_once=2, seconds=None)
+        assert pool.capacity("other") == Capacity(0, None)
+        await trio.sleep(4)
+        worker.done(await worker.item(), {})
+        await callers[0].over.wait()
+        known = pool.capacity("generate")
+        assert known.at_once == 2
+        assert known.seconds == pytest.approx(4, abs=0.1)
+        worker.die()
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.capacity("generate") == Capacity(0, None), "what nobody offers is forgotten"
+        for caller in callers:
+            caller.scope.cancel()
+
+    in_trio(test)
+
+
+def test_who_fails_at_once_is_not_taken_for_fast() -> None:
+    async def test(pool: WorkerPool, nursery: trio.Nursery) -> None:
+        worker = await connect(pool, nursery)
+        failing = Caller(pool, nursery, {})
+        worker.done(await worker.item(), error="no model")
+        await failing.over.wait()
+        assert pool.capacity("generate") == Capacity(at_once=1, seconds=None)
+        good = Caller(pool, nursery, {})
+        item = await worker.item()
+        await trio.sleep(4)
+        worker.done(item, {})
+        await good.over.wait()
+        again = Caller(pool, nursery, {})
+        worker.done(await worker.item(), error="no model")
+        await again.over.wait()
+        assert pool.capacity("generate").seconds == pytest.approx(4, abs=0.1)
+
+    in_trio(test)
 
 
 def test_a_worker_gets_the_input_and_the_caller_the_result() -> None:
@@ -529,5 +572,28 @@ def test_whatever_happens_no_credit_is_overdrawn_and_every_call_ends(actions: li
         await trio.testing.wait_all_tasks_blocked()
         assert pool.agents() == ()
         assert pool._waiting == {}
+
+    in_trio(test)
+
+
+def test_queues_say_how_much_there_is_to_do() -> None:
+    async def test(pool: WorkerPool, nursery: trio.Nursery) -> None:
+        worker = await connect(pool, nursery, credits=2, skills=("repair", "generate"))
+        for skill in ("generate", "repair", "repair", "paint"):
+            Caller(pool, nursery, None, skill=skill)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2)
+        assert pool.queues() == (
+            SkillQueue("generate", workers=1, running=1, free=0, waiting=0, waiting_ms=0),
+            SkillQueue("paint", workers=0, running=0, free=0, waiting=1, waiting_ms=2000),
+            SkillQueue("repair", workers=1, running=1, free=0, waiting=1, waiting_ms=2000),
+        )
+        worker.say(credits=3)
+        await trio.testing.wait_all_tasks_blocked()
+        found = {each.skill: each for each in pool.queues()}
+        assert (found["repair"].running, found["repair"].waiting, found["repair"].free) == (2, 0, 2)
+        worker.say(leaving=pb.WorkerLeaving())
+        await trio.testing.wait_all_tasks_blocked()
+        assert [each.skill for each in pool.queues()] == ["paint"]
 
     in_trio(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,6 +166,66 @@ def discovery(table: Table, **settings: Any) -> Discovery:
 def hint(addresses: int = 1) -> PeerHint:
     where = tuple(f"/ip4/8.8.{number // 250}.{1 + number % 250}/tcp/1" for number in range(addresses))
     return PeerHint(PrivateKey.generate().peer_id, "b.example", where)
+
+
+def test_the_last_places_are_for_who_is_needed_or_searched_for() -> None:
+    class Full(Table):
+        def peers(self) -> list[LinkState]:
+            return [LinkState(each, "b.example", "n", (), "connected", "", 0, 0, 0, 0, 0, 0) for each in self.known]
+
+    async def nobody(_: str) -> list[PeerHint]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async def main() -> None:
+        table, needed = Full(), set[str]()
+        finder = Discovery(
+            table, nobody, bootstrap=(), organizations=lambda: ["b.example", "c.example"],
+            needed=needed.__contains__, settings=DiscoverySettings(max_casual=3, max_unproved=1000),
+        )  # fmt: skip
+        finder.learn("somebody", [hint() for _ in range(5)])
+        assert len(table.known) == 3
+        finder.learn("the news", [hint()])
+        assert len(table.known) == 3
+        finder.learn("provider table", [hint()], searched=True)
+        assert len(table.known) == 4
+        needed.add("c.example")
+        finder.learn("the news", [hint(), replace(hint(), organization="c.example")])
+        assert len(table.known) == 5
+        known = next(iter(table.known))
+        finder.learn("the news", [PeerHint(known, "b.example", ("/ip4/8.8.8.8/tcp/9",))])
+        assert len(table.known) == 5
+
+    trio.run(main)
+
+
+@pytest.mark.invariant("S7")
+@pytest.mark.parametrize("searched", [False, True])
+def test_one_that_names_peers_that_are_not_there_does_not_take_the_places_that_are_kept(searched: bool) -> None:
+    """It says that they are of an organization that is needed, or names them to a search: 8 of 32 places are its."""
+
+    class Full(Table):
+        def peers(self) -> list[LinkState]:
+            return [LinkState(each, "", "", (), "down", "", 0, 0, 0, 0, 0, 0) for each in self.known]
+
+    async def nobody(_: str) -> list[PeerHint]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async def main() -> None:
+        table = Full()
+        finder = Discovery(
+            table, nobody, bootstrap=(), organizations=lambda: ["b.example", "c.example"],
+            needed={"b.example"}.__contains__, settings=DiscoverySettings(max_casual=4),
+        )  # fmt: skip
+        for number in range(4):
+            finder.learn(f"honest {number}", [hint()])
+        finder.learn("liar", [hint() for _ in range(60)], searched=searched)
+        assert len(table.known) == 4 + 8
+        finder.learn("honest", [partner := hint()], searched=searched)
+        assert partner.peer_id in table.known
+
+    trio.run(main)
 
 
 def test_so_many_hints_of_one_answer_are_taken() -> None:

@@ -251,11 +251,13 @@ def test_a_home_takes_256_reviews_at_a_time_and_keeps_32_short_notes_of_each() -
         await trio.lowlevel.checkpoint()
         return write(None)
 
-    def keep(_: object, batch: bytes, checked: object, feedback: list[tuple[str, ...]], now_ms: int) -> None:
+    def keep(_: object, batch: bytes, checked: object, feedback: list[tuple[str, ...]], *__: object) -> None:
         kept.extend(feedback)
 
-    agreed = SimpleNamespace(terms=SimpleNamespace(purpose="p", dataset="d"), digest=b"d")
+    terms = SimpleNamespace(purpose="p", dataset="d")
+    agreed = SimpleNamespace(terms=terms, digest=b"d", panel=lambda *_: frozenset())
     box: Any = SimpleNamespace(
+        _me="me", _sealing=SimpleNamespace(check_shown=nothing),
         _check=lambda *_: [SimpleNamespace(review=SimpleNamespace(agreement_digest=b"d"))],
         _agreements=SimpleNamespace(get=lambda _: agreed), _check_eligible=lambda *_: None, _keep=keep,
         _gate=SimpleNamespace(demand=nothing, now_ms=lambda: 1), _database=SimpleNamespace(transact=transact),

@@ -138,8 +138,8 @@ def test_a_reviewer_holds_256_batches_of_one_home(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("comity_node.storage.journal.count_held", lambda _: held)
     monkeypatch.setattr("comity_node.storage.journal.count_new_tasks", lambda *_: 1)
     monkeypatch.setattr("comity_node.storage.journal.reserved", lambda *_: 0)
-    monkeypatch.setattr(reviewer, "_quota", lambda *_: None)
-    monkeypatch.setattr(reviewer, "_check_quota", lambda *_: None)
+    monkeypatch.setattr(reviewer, "quota", lambda *_: None)
+    monkeypatch.setattr(reviewer, "check_quota", lambda *_: None)
     check: Any = reviewer.Reviewer._check_room
     check(None, None, None, SimpleNamespace(home="other.example", received_ms=1), ())
     with pytest.raises(Busy, match=r"256 batches of full\.example"):
@@ -269,9 +269,14 @@ def test_agreements_in_force_are_bounded_for_an_organization_and_in_all(of_one: 
         Agreements.check_room(here, agreed(5000, "evil.example"))
 
 
+async def a_reading() -> Reading:
+    await trio.lowlevel.checkpoint()
+    return Reading()
+
+
 def test_who_asks_for_metrics_has_8_kib_and_five_seconds() -> None:
     async def main() -> None:
-        server = MetricsServer("127.0.0.1", 0, Reading)
+        server = MetricsServer("127.0.0.1", 0, a_reading)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:

@@ -11,8 +11,12 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from comity.errors import ConfigError
+from comity_node.control.workers import SkillQueue
 from comity_node.links import LinkState
 from comity_node.metrics import MetricsServer, Reading, render
+from comity_node.metrics_work import JournalCounts, WorkReading
+from comity_node.runtime.router import PeerView
+from comity_node.runtime.watched import Watch
 
 UP = LinkState(
     peer_id="12D3KooWA",
@@ -38,6 +42,11 @@ UP = LinkState(
 )
 DOWN = replace(UP, peer_id='12"D\n3', state="down", path="", round_trip_ms=0.0)
 READING = Reading((UP, DOWN), {"received.records": 12, "refused.stale_message": 1})
+
+
+async def reading() -> Reading:
+    await trio.lowlevel.checkpoint()
+    return READING
 
 
 def values(text: bytes) -> dict[tuple[str, ...], float]:
@@ -70,7 +79,7 @@ def test_a_node_without_links_has_metrics_too() -> None:
 
 def run(main: Callable[[MetricsServer], Awaitable[None]]) -> None:
     async def whole() -> None:
-        server = MetricsServer("127.0.0.1", 0, lambda: READING)
+        server = MetricsServer("127.0.0.1", 0, reading)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             await main(server)
@@ -140,6 +149,58 @@ def test_silent_clients_take_eight_places_and_no_more() -> None:
 def test_a_port_in_use_is_said() -> None:
     async def main(server: MetricsServer) -> None:
         with pytest.raises(ConfigError, match=r"change `metrics` in node\.yaml"):
-            await MetricsServer("127.0.0.1", server.port, Reading).run()
+            await MetricsServer("127.0.0.1", server.port, reading).run()
 
     run(main)
+
+
+def a_peer(number: int = 1, circuit: str = "open") -> PeerView:
+    return PeerView("label", f"org{number}.example", 0.5, 3.0, 2, 16, circuit, 9, 1, 0, 0.0, 0.5)
+
+
+def test_every_figure_of_the_work_is_there() -> None:
+    watch = Watch()
+    for seconds, good in ((0.02, True), (0.2, True), (500.0, False)):
+        watch.called("label", seconds, good=good)
+    work = WorkReading(
+        journal=JournalCounts({"certified": 3}, {"leased": 2}, {"accept": 4, "reject": 1}, 3, {"org1.example": 7}),
+        passing={"passing.open": 5, "passing.custody": 6, "passing.taken_over": 1, "passing.hedged": 2, "hops.out": 8},
+        router=[a_peer()],
+        queues=[SkillQueue("label", workers=1, running=2, free=3, waiting=4, waiting_ms=5)],
+        calls=watch.calls,
+    )
+    read = values(render(Reading(work=work)))
+    expected: dict[tuple[str, ...], float] = {
+        ("comity_tasks", "certified"): 3, ("comity_journeys", "leased"): 2, ("comity_votes", "reject"): 1,
+        ("comity_certificates",): 3, ("comity_outbox_messages", "org1.example"): 7, ("comity_tokens", "open"): 5,
+        ("comity_tokens", "custody"): 6, ("comity_tokens", "outgoing"): 0, ("comity_hops_total", "out"): 8,
+        ("comity_hops_total", "in_refused"): 0, ("comity_lease_takeovers_total",): 1, ("comity_hedges_total",): 2,
+        ("comity_workers", "label"): 1, ("comity_agent_calls_running", "label"): 2,
+        ("comity_agent_credits", "label"): 3, ("comity_agent_calls_waiting", "label"): 4,
+        ("comity_router_outstanding", "org1.example", "label"): 2,
+        ("comity_router_window", "org1.example", "label"): 16,
+        ("comity_router_expected_seconds", "org1.example", "label"): 0.5,
+        ("comity_router_circuit", "org1.example", "label", "open"): 1,
+        ("comity_router_circuit", "org1.example", "label", "closed"): 0,
+        ("comity_agent_call_seconds_bucket", "0.01", "label"): 0,
+        ("comity_agent_call_seconds_bucket", "0.025", "label"): 1,
+        ("comity_agent_call_seconds_bucket", "120.0", "label"): 2,
+        ("comity_agent_call_seconds_bucket", "+Inf", "label"): 3,
+        ("comity_agent_call_seconds_count", "label"): 3,
+        ("comity_agent_call_failures_total", "label"): 1,
+    }  # fmt: skip
+    assert {name: read[name] for name in expected} == expected
+
+
+def test_metrics_have_so_many_peers_of_the_router() -> None:
+    work = WorkReading(router=[a_peer(number) for number in range(1_025)])
+    read = values(render(Reading(work=work)))
+    assert sum(name[0] == "comity_router_window" for name in read) == 1_024
+
+
+def test_agents_are_told_apart_by_256_skills() -> None:
+    watch = Watch()
+    for number in range(258):
+        watch.called(f"skill-{number}", 1.0, good=True)
+    assert len(watch.calls) == 257
+    assert sum(watch.calls["other"].counts) == 2

@@ -76,8 +76,8 @@ def test_what_was_learned_about_others_counts_from_then_on(tmp_path: Path) -> No
     async def learn(database: Database, agreed: float, disagreed: float) -> None:
         def write(connection: sqlite3.Connection) -> None:
             for role in ("generator", "reviewer"):
-                add_agreement(connection, PEER, role, agreed)
-                add_disagreement(connection, PEER, role, disagreed)
+                add_agreement(connection, PEER, role, agreed, now_ms=NOW_MS)
+                add_disagreement(connection, PEER, role, disagreed, now_ms=NOW_MS)
 
         await database.transact(write)
 
@@ -198,8 +198,8 @@ def test_a_request_gets_what_a_rule_asks_about_and_nothing_else(tmp_path: Path, 
 
     async def main(_: Gate, database: Database) -> None:
         knowledge = Knowledge(database)
-        await database.transact(lambda c: add_agreement(c, PEER, "reviewer", 8))
-        await knowledge.refresh(known)
+        await database.transact(lambda c: add_agreement(c, PEER, "reviewer", 8, now_ms=0))
+        await knowledge.refresh(known, 0)
         for action, reliability in (("record.send", 0.9), ("record.receive", 0.5), ("news.send", 0.5)):
             request = Request(action, PEER, labels={"records": 3})
             full = knowledge.complete(known, request, NOW_MS)

@@ -173,8 +173,8 @@ def test_a_judgement_that_comes_second_counts_nothing(tmp_path: Path) -> None:
         assert row is not None
         answer = {"reviews": [{"score": 0, "axes": {}, "feedback": []}], "validator": "late"}
         await bea.up.runtime.reviewer._deliver(agreed, row, TaskOffer.FromString(body), answer)
-        (known,) = await bea.up.database.read(journal.list_reliability)
-        assert (known.agreed, known.disagreed) == (1.0, 0.0)
+        (known,) = await bea.up.database.read(lambda c: journal.list_reliability(c, now_ms()))
+        assert (round(known.agreed, 3), known.disagreed) == (1.0, 0.0)
         again = await bea.up.database.read(lambda c: journal.get_offer(c, row.digest))
         assert again is not None
         assert again.reviews == row.reviews

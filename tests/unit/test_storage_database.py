@@ -333,7 +333,7 @@ def test_a_call_that_races_with_the_end_is_done_or_refused(tmp_path: Path) -> No
 def test_a_full_disk_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "node.db"
-        async with open_database(path, max_bytes=400_000) as database, trio.open_nursery() as nursery:
+        async with open_database(path, max_bytes=500_000) as database, trio.open_nursery() as nursery:
             errors: list[StorageFull] = []
 
             async def large(key: str) -> None:

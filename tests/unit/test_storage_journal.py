@@ -385,12 +385,12 @@ def test_a_message_that_is_asked_for_again_is_there_once(connection: sqlite3.Con
 
 
 def test_reliability_adds_up(connection: sqlite3.Connection) -> None:
-    journal.add_agreement(connection, "b.example", "reviewer")
-    journal.add_agreement(connection, "b.example", "reviewer", 0.5)
-    journal.add_disagreement(connection, "b.example", "reviewer", 2)
-    journal.add_disagreement(connection, "a.example", "generator")
+    journal.add_agreement(connection, "b.example", "reviewer", now_ms=0)
+    journal.add_agreement(connection, "b.example", "reviewer", 0.5, now_ms=0)
+    journal.add_disagreement(connection, "b.example", "reviewer", 2, now_ms=0)
+    journal.add_disagreement(connection, "a.example", "generator", now_ms=0)
     assert [
-        (row.organization, row.role, row.agreed, row.disagreed) for row in journal.list_reliability(connection)
+        (row.organization, row.role, row.agreed, row.disagreed) for row in journal.list_reliability(connection, 0)
     ] == [
         ("a.example", "generator", 0.0, 1.0),
         ("b.example", "reviewer", 1.5, 2.0),

@@ -15,6 +15,7 @@ from comity_node.storage import schema
 RELEASED = {
     2: "0c093281c037e77230a00adfd520ec8a8fc0e0e06772341d10714c6f65fc66dc",
     3: "0f6bf4bbf9821910deb7008b3d7d8febc2a47f5fc2c07ddd541a170ac81c6e0f",
+    4: "17c56da66c9409d0a45dae377b488505c12ad1bb2b368cd540ffe245d67fcfe1",
 }
 
 

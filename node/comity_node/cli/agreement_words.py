@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,12 +38,16 @@ def terms_json(terms: Terms) -> dict[str, Any]:
             "faulty": review.faulty,
             "quorum": review.quorum,
             "min_score": review.min_score / MAX_SCORE,
+            "panel": review.panel,
+            "commit_reveal": review.commit_reveal,
         },
         "obligations": _plain(MessageToDict(terms.obligations, preserving_proto_field_name=True)),
         "issued": timestamp(terms.issued_ms),
         "expires": timestamp(terms.expires_ms),
         "workflow_digest": terms.workflow_digest.hex(),
         "replaces": terms.replaces.hex(),
+        "flow": json.loads(terms.flow) if terms.flow else None,
+        "homes": list(terms.homes or terms.participants),
     }
 
 
@@ -64,11 +69,12 @@ def terms_text(terms: Terms) -> str:
         "between": f"{terms.initiator}, who proposed it, and {_listed(others)}",
         "what for": f"{terms.purpose}, with {terms.dataset}",
         "makes": (
-            f"each organization makes {terms.records_per_organization} records at most, {batch} in a batch; "
+            f"{_listed(terms.homes) if terms.homes else 'each organization'} makes "
+            f"{terms.records_per_organization} records at most, {batch} in a batch; "
             f"what fails is mended {terms.repair_rounds} times at most"
         ),
         "judges": (
-            f"{review.quorum} of the {review.eligible} others have to give a record {review.min_score / MAX_SCORE:g} "
+            f"{review.quorum} of {_judges(terms)} have to give a record {review.min_score / MAX_SCORE:g} "
             f"or more of 1; {liars}"
         ),
         "lease": f"who holds a batch for over {terms.lease_seconds} s is replaced",
@@ -76,9 +82,27 @@ def terms_text(terms: Terms) -> str:
         "from": f"{timestamp(terms.issued_ms)} until {timestamp(terms.expires_ms)}",
         "consortium": f"{terms.consortium}, epoch {terms.bundle_epoch}",
     }
+    if terms.flow:
+        lines["step by step"] = _flow(json.loads(terms.flow))
     if terms.replaces:
         lines["replaces"] = f"agreement {terms.replaces.hex()[:12]}"
     return fields(lines)
+
+
+def _flow(flow: dict[str, Any]) -> str:
+    """Return the steps of a flow in a line; the whole of it is in the JSON."""
+    steps = flow.get("steps", {})
+    first = flow.get("start", "")
+    names = sorted(steps, key=lambda name: (name != first, name))
+    ends = "then it is reviewed" if flow.get("finish", "certify") == "certify" else "without a review"
+    return f"{'; '.join(f'{name}: {_step(steps[name])}' for name in names)}; {ends}"
+
+
+def _step(step: dict[str, Any]) -> str:
+    if "dialogue" in step:
+        return f"{' and '.join(_step(turn) for turn in step['dialogue'])} in {step['turns']} turns at most"
+    at = step.get("at", "any")
+    return f"{step['skill']} at {', '.join(at) if isinstance(at, list) else at}"
 
 
 def _obligations(terms: Terms) -> str:
@@ -90,6 +114,16 @@ def _value(value: Any) -> str:  # noqa: ANN401  (any JSON value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {_value(each)}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _judges(terms: Terms) -> str:
+    """Who votes on a record, and how."""
+    review = terms.review
+    sealed = ", who commit to their scores before any is shown," if review.commit_reveal else ""
+    if not review.panel:
+        return f"the {review.eligible} others{sealed}"
+    others = len(terms.participants) - 1
+    return f"a panel of {review.panel}, drawn for each batch from the {others} others{sealed or ','}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -29,6 +29,9 @@ from comity_node.cli import (
     network,
     policy,
     records,
+    tasks,
+    top,
+    worker,
     workflow,
 )
 from comity_node.cli.commands import Command, add_common
@@ -41,7 +44,10 @@ _COMMANDS: tuple[Command, ...] = (
     network.NODE,
     network.PEERS,
     network.AGENTS,
+    worker.COMMAND,
     workflow.COMMAND,
+    tasks.COMMAND,
+    top.COMMAND,
     agreement.COMMAND,
     records.COMMAND,
     bulk.COMMAND,

@@ -13,11 +13,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comity.digest import hex_digest, sha256
+from comity.v1.task_pb2 import Evidence
 from comity_node.cli.audit_common import DATABASE, HEADINGS, database_of, entries_of, json_of, row_of
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import Context, UsageError, printable, table, timestamp, write_new
 from comity_node.storage import connections, journal
 from comity_node.storage.audit import StoredEntry
+from comity_node.storage.evidence import list_evidence as evidence_rows
 
 _MAX_SHOWN = 100_000
 _HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -125,6 +127,14 @@ class _Evidence:
 def _signed(path: Path, stored: StoredEntry) -> dict[str, bytes]:
     """What was signed: checkpoints stand in the entry itself, reviews beside the log under their digests."""
     entry = stored.entry
+    if entry.action.startswith(_PROVEN):
+        with closing(connections.connect_readonly(path)) as connection:
+            for one in evidence_rows(connection):
+                if (one.organization, one.subject) == (entry.peer, entry.subject):
+                    proof = Evidence.FromString(one.proof)
+                    both = {f"first{_REVIEW}": proof.first, f"second{_REVIEW}": proof.second}
+                    return {**both, f"proof{_REVIEW}": one.proof}
+        return {}
     if entry.action != _EQUIVOCATION:
         return {f"{name}.note": str(entry.detail.get(name, "")).encode() for name in ("first", "second")}
     with closing(connections.connect_readonly(path)) as connection:
@@ -136,11 +146,16 @@ def _signed(path: Path, stored: StoredEntry) -> dict[str, bytes]:
 
 _EQUIVOCATION = "review.equivocation"
 _REVIEW = ".review"
+#: Evidence that anybody can check (`comity.evidence`).
+_PROVEN = "equivocation."
 _WHAT = {
     "checkpoint.forked": "the log did not grow from the first checkpoint to the second: it has two pasts",
     "checkpoint.shrunk": "after the first checkpoint the log was smaller: an older copy was put in its place",
     "checkpoint.contradicted": "a member keeps the first checkpoint, which this node signed and its log does not hold",
     _EQUIVOCATION: "two signed reviews of one record by one organization",
+    f"{_PROVEN}votes": "two different votes of one organization on one record, verified: it is suspended",
+    f"{_PROVEN}commitments": "two commitments of one organization to one batch, verified: it is suspended",
+    f"{_PROVEN}opening": "a review and a commitment to another score by one organization, verified: it is suspended",
 }
 
 

@@ -142,6 +142,11 @@ def timestamp(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def moment(milliseconds: int) -> str:
+    """Return milliseconds since the epoch as UTC, to the millisecond."""
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}.{milliseconds % 1000:03}"
+
+
 def read_bytes(path: Path, what: str, *, limit: int = 4 << 20) -> bytes:
     """Return a file's bytes, at most `limit`.
 

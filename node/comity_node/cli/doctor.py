@@ -173,6 +173,7 @@ def _running(_: Context, config: NodeConfig) -> Iterator[Finding]:
         yield from _ports(config)
     else:
         yield Finding("control", "ok", f"{status.node} runs, and answers at {config.control.address}")
+        yield from (Finding("node", "warning", line) for line in status.warnings)
 
 
 def _ports(config: NodeConfig) -> Iterator[Finding]:

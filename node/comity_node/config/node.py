@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 from comity.errors import InvalidName
 from comity.ids import SpiffeId
@@ -23,8 +25,12 @@ from comity_node.strictyaml import Node, Section
 FILE_NAME: Final = "node.yaml"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
+_HIGHEST_PRICE: Final = 1_000_000.0
 #: In a directory of its own, which the node makes for its owner alone.
 DEFAULT_CONTROL: Final = "unix:run/control.sock"
+
+#: How long who is proven to have lied is not asked to review.
+_SUSPENSION_MS: Final = 30 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +91,27 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracesConfig:
+    """Where spans of tasks go (`comity_node.tracing`).
+
+    Attributes:
+        endpoint: URL of the organization's own OpenTelemetry collector that takes spans.
+        service: the `service.name` of the spans.
+        sample: the share of tasks that are recorded, 0 to 1.
+    """
+
+    endpoint: str
+    service: str = "comity"
+    sample: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """A checked `node.yaml`. All paths are absolute.
 
+    `suspension_ms`: for how long an organization that is proven to have lied is not asked to review.
+
+    `prices`: what this organization asks of others for a row of a skill, in the unit that the consortium has agreed on.
     `certificates_within_ms`: how long ago a peer's certificate may have been issued (`comity.trust`, step 7); None: as
     long as it is valid.
     """
@@ -106,6 +130,9 @@ class NodeConfig:
     limits: LimitsConfig
     log: LogConfig
     certificates_within_ms: int | None = None
+    suspension_ms: int = _SUSPENSION_MS
+    prices: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    traces: TracesConfig | None = None
 
 
 def load(path: Path) -> NodeConfig:
@@ -116,8 +143,10 @@ def load(path: Path) -> NodeConfig:
     """
     home = path.absolute().parent
     top = strictyaml.load(path).mapping(
-        "version", "organization", "node", "paths", "control", "datasets", "limits", "log", "trust", *network.KEYS
-    )
+        "version", "organization", "node", "paths", "control", "datasets", "limits", "log", "trust", "prices",
+        "telemetry",
+        *network.KEYS,
+    )  # fmt: skip
     top.required("version").integer(1, 1)
     organization = top.required("organization").organization()
     paths = top.section("paths", "key", "chain", "bundle", "policy", "database")
@@ -135,7 +164,10 @@ def load(path: Path) -> NodeConfig:
         datasets=_datasets(top.optional("datasets"), home),
         limits=_limits(top.section("limits", "peers", "requests_per_peer", "messages_per_second", "workers")),
         log=_log(top.section("log", "level", "format")),
-        certificates_within_ms=_certificates_within(top.section("trust", "certificates_within")),
+        certificates_within_ms=_certificates_within(trust := top.section("trust", "certificates_within", "suspension")),
+        suspension_ms=_suspension(trust),
+        prices=_prices(top.optional("prices")),
+        traces=_traces(top.section("telemetry", "traces").optional("traces")),
     )
 
 
@@ -190,6 +222,55 @@ def _datasets(node: Node | None, home: Path) -> Mapping[str, DatasetConfig]:
     return MappingProxyType(datasets)
 
 
+def _prices(node: Node | None) -> Mapping[str, float]:
+    prices: dict[str, float] = {}
+    for skill, mark, value in () if node is None or node.is_empty else node.table():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", skill):
+            mark.fail(f"{skill!r} is no skill's name: lower-case letters, digits, '.', '_' and '-', at most 64")
+        prices[skill] = value.number(0.0, _HIGHEST_PRICE)
+    return MappingProxyType(prices)
+
+
+def _traces(node: Node | None) -> TracesConfig | None:
+    if node is None:
+        return None
+    section = node.mapping("endpoint", "service", "sample")
+    default = TracesConfig(_endpoint(section.required("endpoint")))
+    service, sample = section.optional("service"), section.optional("sample")
+    name = default.service if service is None else service.string()
+    if service is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        service.fail(f"{name!r} is no service name: letters, digits, '.', '_' and '-', at most 64")
+    return TracesConfig(
+        endpoint=default.endpoint,
+        service=name,
+        sample=default.sample if sample is None else sample.number(0.0, 1.0),
+    )
+
+
+def _endpoint(node: Node) -> str:
+    """Return a collector's URL: with TLS, but for one on this machine."""
+    text = node.string()
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname or "", url.port
+    except ValueError as error:
+        node.fail(f"{text!r} is no URL: {error}")
+    if url.scheme not in ("http", "https") or not host or url.query or url.fragment or port == 0:
+        node.fail(f"{text!r} is no URL of a collector, such as https://collector.example:4318/v1/traces")
+    if url.username is not None or url.password is not None:
+        node.fail("a URL with a password in it ends up in logs: leave the name and the password out")
+    if url.scheme == "http" and host != "localhost" and not _is_loopback(host):
+        node.fail(f"spans to {host} go over a network: take https://")
+    return text if url.path not in ("", "/") else f"{url.scheme}://{url.netloc}/v1/traces"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _limits(section: Section) -> LimitsConfig:
     default = LimitsConfig()
     return LimitsConfig(
@@ -203,6 +284,11 @@ def _limits(section: Section) -> LimitsConfig:
 def _certificates_within(section: Section) -> int | None:
     node = section.optional("certificates_within")
     return None if node is None else node.duration_ms(3_600_000)
+
+
+def _suspension(section: Section) -> int:
+    node = section.optional("suspension")
+    return _SUSPENSION_MS if node is None else node.duration_ms(3_600_000)
 
 
 def _log(section: Section) -> LogConfig:

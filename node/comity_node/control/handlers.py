@@ -31,6 +31,15 @@ class ControlHandlers(Protocol):
     async def get_workflow(self, request: pb.GetWorkflowRequest) -> pb.GetWorkflowResponse:
         """One workflow, or all."""
 
+    async def cancel_workflow(self, request: pb.CancelWorkflowRequest) -> pb.CancelWorkflowResponse:
+        """End the own tasks of a workflow, and tell whoever has them."""
+
+    async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        """Own tasks, the one that changed last first."""
+
+    async def show_task(self, request: pb.ShowTaskRequest) -> pb.ShowTaskResponse:
+        """One task's whole way."""
+
     def list_records(self, request: pb.ListRecordsRequest) -> AsyncIterator[pb.ListRecordsResponse]:
         """Certified records, in pages; a slow reader holds the iterator up, so it keeps no lock between pages."""
 

@@ -234,6 +234,15 @@ class _ControlServicer(pb_grpc.ControlServiceServicer):
     async def GetWorkflow(self, request: pb.GetWorkflowRequest, context: _Context) -> pb.GetWorkflowResponse:
         return await self._server.unary(self._handlers.get_workflow, request, context)
 
+    async def CancelWorkflow(self, request: pb.CancelWorkflowRequest, context: _Context) -> pb.CancelWorkflowResponse:
+        return await self._server.unary(self._handlers.cancel_workflow, request, context)
+
+    async def ListTasks(self, request: pb.ListTasksRequest, context: _Context) -> pb.ListTasksResponse:
+        return await self._server.unary(self._handlers.list_tasks, request, context)
+
+    async def ShowTask(self, request: pb.ShowTaskRequest, context: _Context) -> pb.ShowTaskResponse:
+        return await self._server.unary(self._handlers.show_task, request, context)
+
     async def ListRecords(self, request: pb.ListRecordsRequest, context: _Context) -> None:  # type: ignore[override]
         async def list_records(stream: Stream[None, pb.ListRecordsResponse]) -> None:
             await _send_all(self._handlers.list_records(request), stream)

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _SKILL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_ERROR = 2000
+#: What the newest item counts for in the mean of a skill's time.
+_EWMA = 0.2
 
 WorkerStream = Stream[pb.WorkRequest, pb.WorkResponse]
 
@@ -70,6 +72,40 @@ class ConnectedAgent:
     credits: int
 
 
+@dataclass(frozen=True, slots=True)
+class SkillQueue:
+    """What there is to do for the workers of one skill; one that offers several counts for each.
+
+    Attributes:
+        skill: which one.
+        workers: that offer it and are not about to leave.
+        running: calls that a worker has.
+        free: calls that the workers would take at once.
+        waiting: calls that wait for a worker.
+        waiting_ms: how long the oldest of them has waited.
+    """
+
+    skill: str
+    workers: int
+    running: int
+    free: int
+    waiting: int
+    waiting_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much of a skill the workers can do.
+
+    Attributes:
+        at_once: items that they take at a time, whether they have them now or not.
+        seconds: that an item of the skill took lately; None before the first.
+    """
+
+    at_once: int
+    seconds: float | None
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     """One call, from its first queueing to its result."""
@@ -78,10 +114,12 @@ class _Job:
     skill: str
     body: bytes
     deadline: float
+    asked: float
     session: _Session | None = None
     losses: int = 0
     result: bytes | None = None
     error: str = ""
+    sent_at: float = 0.0
     wake: trio.Event = field(default_factory=trio.Event)
 
 
@@ -113,6 +151,8 @@ class WorkerPool:
         #: By skill, oldest first.
         self._waiting: dict[str, OrderedDict[int, _Job]] = {}
         self._absent_since: dict[str, float] = {}
+        #: Mean of the last items, by skill: of those on offer only.
+        self._seconds: dict[str, float] = {}
         self._opened: float | None = None
         self._ids = itertools.count(1)
         self._uses = itertools.count(1)
@@ -146,6 +186,31 @@ class WorkerPool:
             for agent, sessions in sorted(by_agent.items())
         )
 
+    def queues(self) -> tuple[SkillQueue, ...]:
+        """How much there is to do, by skill: of every skill that is on offer or waited for."""
+        return tuple(self._queue(skill) for skill in sorted({*self.skills(), *self._waiting}))
+
+    def _queue(self, skill: str) -> SkillQueue:
+        offering = [each for each in self._sessions if skill in each.skills and not each.leaving]
+        queue = self._waiting.get(skill) or OrderedDict[int, _Job]()
+        running = (job for each in self._sessions for job in each.running.values() if job is not None)
+        asked = min((job.asked for job in queue.values()), default=math.inf)
+        waiting_s = trio.current_time() - asked if queue else 0.0
+        return SkillQueue(
+            skill=skill,
+            workers=len(offering),
+            running=sum(job.skill == skill for job in running),
+            free=sum(each.credits for each in offering),
+            waiting=len(queue),
+            waiting_ms=round(waiting_s * 1000),
+        )
+
+    def capacity(self, skill: str) -> Capacity:
+        """How much of a skill can be done."""
+        able = [session for session in self._sessions if skill in session.skills and not session.leaving]
+        at_once = sum(session.credits + len(session.running) for session in able)
+        return Capacity(at_once, self._seconds.get(skill))
+
     def counters(self) -> Mapping[str, int]:
         """Calls, failures, losses and refusals since the start."""
         return dict(self._counts)
@@ -177,6 +242,7 @@ class WorkerPool:
             skill,
             encode(payload, self._limits.payload, f"skill {skill!r}: the input"),
             trio.current_time() + deadline_s,
+            trio.current_time(),
         )
         self._counts["worker_calls"] += 1
         try:
@@ -261,6 +327,7 @@ class WorkerPool:
     def _send(self, session: _Session, job: _Job) -> None:
         session.credits -= 1
         session.last_used = next(self._uses)
+        job.sent_at = trio.current_time()
         session.running[job.id] = job
         job.session = session
         left_ms = max(1, round((job.deadline - trio.current_time()) * 1000)) if job.deadline < math.inf else 0
@@ -345,6 +412,8 @@ class WorkerPool:
         level = logging.WARNING if lost else logging.INFO
         _log.log(level, "worker of %s left, %d pieces of work are lost", session.agent, len(lost))
         self._note_absence(session.skills)
+        on_offer = frozenset(self.skills())
+        self._seconds = {skill: seconds for skill, seconds in self._seconds.items() if skill in on_offer}
         for job in lost:
             job.wake.set()
         self._tell_change(session.skills)
@@ -390,7 +459,10 @@ class WorkerPool:
         if job is not None:
             if done.error:
                 job.error = done.error[:_MAX_ERROR]
-            else:
+            else:  # only these say how long an item takes: who fails at once is not fast
+                took = trio.current_time() - job.sent_at
+                known = self._seconds.get(job.skill, took)
+                self._seconds[job.skill] = known + _EWMA * (took - known)
                 job.result = done.result
             job.wake.set()
         self._grant(session, done.credits)

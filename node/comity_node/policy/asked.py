@@ -31,6 +31,7 @@ class Asks:
     Attributes:
         kinds: of data; empty if they state none.
         roles: of the other side; empty if they state none.
+        any_role: whether they may state any other role, too: a task under way states the skill that it is sent for.
         data: whether they state a purpose and a dataset.
         fields: whether they state the record's fields.
         labels: those that they may state.
@@ -38,18 +39,23 @@ class Asks:
 
     kinds: frozenset[str] = frozenset()
     roles: frozenset[str] = frozenset()
+    any_role: bool = False
     data: bool = False
     fields: bool = False
     labels: frozenset[str] = _ALWAYS
 
 
-def _asks(*kinds: str, role: str = "", fields: bool = False, labels: frozenset[str] = frozenset()) -> Asks:
+def _asks(
+    *kinds: str, role: str = "", any_role: bool = False, fields: bool = False, labels: frozenset[str] = frozenset()
+) -> Asks:
     roles = frozenset({role}) if role else frozenset[str]()
-    return Asks(frozenset(kinds), roles, True, fields, _ALWAYS | labels)
+    return Asks(frozenset(kinds), roles, any_role, True, fields, _ALWAYS | labels)
 
 
 _AGREEMENT: Final = _asks("synthetic", labels=_TERMS)
 _UNCERTIFIED: Final = _asks("synthetic", role="validator", fields=True, labels=_RECORD)
+#: To be reviewed (`validator`), or a task under way: for the skill of its next step, or `home`.
+_UNDER_WAY: Final = _asks("synthetic", role="validator", any_role=True, fields=True, labels=_RECORD)
 _CERTIFIED: Final = _asks("certified", role="validator", fields=True, labels=_RECORD | {"score", "reviews"})
 _REVIEW: Final = _asks()
 _UPDATE: Final = _asks("update", role="trainer", labels=frozenset({"round", "examples"}))
@@ -61,8 +67,8 @@ ASKED: Final[Mapping[str, Asks]] = MappingProxyType(
     {
         "agreement.offer": _AGREEMENT,
         "agreement.accept": _AGREEMENT,
-        "record.send": _UNCERTIFIED,
-        "record.receive": _UNCERTIFIED,
+        "record.send": _UNDER_WAY,
+        "record.receive": _UNDER_WAY,
         "record.review": _UNCERTIFIED,
         "record.release": _CERTIFIED,
         "record.accept": _CERTIFIED,

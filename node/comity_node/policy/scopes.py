@@ -133,7 +133,7 @@ def _never_asked(rule: Rule) -> Iterator[tuple[str, str]]:
         states = sorted({kind for each in asks for kind in each.kinds})
         said = f"only {' or '.join(states)}" if states else "none"
         yield "never-asked", f"asks for the kind {_words(rule.kinds)}; requests about {about} state {said}"
-    if rule.roles is not None and not any(each.roles & rule.roles for each in asks):
+    if rule.roles is not None and not any(each.any_role or each.roles & rule.roles for each in asks):
         states = sorted({role for each in asks for role in each.roles})
         said = f"only {' or '.join(states)}" if states else "none"
         yield "never-asked", f"asks for the role {_words(rule.roles)}; requests about {about} state {said}"

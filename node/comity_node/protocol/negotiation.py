@@ -10,10 +10,11 @@ The initiator proposes terms. Each participant answers that it is ready to sign 
 terms it would sign instead: never looser), or rejects, or says that a person has to decide first. Counters are merged,
 strictest wins, into the next revision, which everybody is asked about anew. Nothing that was said so far binds anybody.
 
-Only when all are ready are they asked to sign, and the initiator signs last: its own signature, written down, is what
-concludes the agreement. So nobody else can conclude it, and terms that the initiator gives up while it collects
-signatures are void for good. What it proposes after that has a fresh id, because whoever has signed once signs no
-other terms of that id (`protocol.negotiation_promise`, docs/adr/0015).
+What each adds to the draw of panels it is bound to when it is ready: the terms that are signed say so (`bind`,
+`comity.draw`). Only when all are ready are they asked to sign, and the initiator signs last: its own signature, written
+down, is what concludes the agreement. So nobody else can conclude it, and terms that the initiator gives up while it
+collects signatures are void for good. What it proposes after that has a fresh id, because whoever has signed once signs
+no other terms of that id (`protocol.negotiation_promise`, docs/adr/0015).
 
 Messages may be lost, repeated, late or out of order: each participant is asked again until it has answered, and an
 answer counts once, if it is about the terms of this moment. The runtime writes `snapshot` down whenever it has changed,
@@ -38,7 +39,9 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The participant would sign exactly the proposed terms."""
+    """The participant would sign exactly the proposed terms; `commitment` binds it to what it adds to draws."""
+
+    commitment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Signed:
 
     envelope: bytes
     chain: tuple[bytes, ...]
+    #: What it adds to draws.
+    draw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,9 @@ class Revision:
 #: Makes the next revision: (terms, counter-offers by organization, organizations that stay, whether the id is used up).
 Revise = Callable[[bytes, Mapping[str, bytes], tuple[str, ...], bool], Revision]
 
+#: Makes the terms that are signed of those that all are ready to sign, and of what each is bound to.
+Bind = Callable[[bytes, Mapping[str, bytes]], bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -184,6 +192,7 @@ class Negotiation:
         revise: makes the next revision of the terms.
         ends_ms: when it fails at the latest, whoever has not answered by then.
         patience: how long it waits in between.
+        bind: makes the terms that are signed; None: they are those that all are ready to sign.
     """
 
     terms: bytes
@@ -192,6 +201,7 @@ class Negotiation:
     revise: Revise
     ends_ms: int
     patience: Patience = field(default_factory=Patience)
+    bind: Bind | None = None
     phase: Phase = Phase.PROPOSING
     round: int = 0
     _asked: dict[str, _Asked] = field(default_factory=dict)
@@ -295,6 +305,9 @@ class Negotiation:
             return self._revise(gone, counters, now_ms)
         if self.phase is Phase.PROPOSING:
             self.phase = Phase.SIGNING
+            if self.bind is not None:
+                bound = {name: one.commitment for name, one in answers.items() if isinstance(one, Ready)}
+                self.terms = self.bind(self.terms, bound)
             return [*self._ask_all(now_ms)]
         self.phase = Phase.CONCLUDED
         return [Concluded(self.terms, {name: one for name, one in answers.items() if isinstance(one, Signed)})]

@@ -1,19 +1,46 @@
-"""What a validator may answer: reviews of the shape and size that can be signed and sent."""
+"""What a validator is asked, and what it may answer: reviews that can be signed and sent."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from comity.agreement import Agreed
 from comity.certificate import MAX_SCORE
 from comity.errors import AgentFailed
+from comity.v1.task_pb2 import TaskOffer
+from comity_node.runtime.seams import Workers, call_for
+from comity_node.tracing import Subject
 
+_DEADLINE_S = 30.0
 _MAX_FEEDBACK = 16
 _MAX_FEEDBACK_TEXT = 1024
 #: Bytes; with these a signed review stays within comity.certificate.MAX_REVIEW.
 _MAX_VALIDATOR = 8 * 1024
 _MAX_AXES = 64
 _MAX_AXIS = 128
+
+
+async def ask_validator(workers: Workers, agreed: Agreed, home: str, offer: TaskOffer) -> dict[str, Any]:
+    """Have the own validator judge the records that `home` has offered; returns its answer, checked.
+
+    Raises:
+        AgentError: there is none, it failed, or its answer cannot be signed.
+        Busy: it has no room.
+    """
+    work = {
+        "author": home,
+        "dataset": agreed.terms.dataset,
+        "purpose": agreed.terms.purpose,
+        "min_score": agreed.terms.review.min_score,
+        "records": [json.loads(task.record) for task in offer.tasks],
+        # So that a validator which remembers rows knows the ones that come again (a repair, a repeated offer).
+        "tasks": [task.id.hex() for task in offer.tasks],
+    }
+    subjects = [Subject(task.id, agreed.digest) for task in offer.tasks]
+    answer = await call_for(workers, subjects, "review", work, deadline_s=_DEADLINE_S)
+    return check_answer(answer, len(offer.tasks))
 
 
 def check_answer(answer: object, count: int) -> dict[str, Any]:

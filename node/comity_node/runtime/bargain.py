@@ -23,7 +23,9 @@ from comity_node.protocol.negotiation import Revision
 _FIXED = (
     "id", "revision", "consortium", "bundle_epoch", "initiator", "participants", "purpose", "dataset", "batch_records",
     "repair_rounds", "lease_seconds", "issued_ms", "expires_ms", "workflow_digest", "replaces",
+    "flow", "homes",
 )  # fmt: skip
+_FIXED_REVIEW = ("panel", "draw_commitments", "commit_reveal")
 #: Without a word from the workflow: a tenth of the records, and a score that leaves rows to certify.
 _FEWEST = 10
 _SCORE = 9_500
@@ -141,17 +143,33 @@ def _about(action: str, terms: Terms, organization: str) -> Request:
     )
 
 
-def review_terms(participants: int, min_score: int, quorum: int = 0) -> ReviewTerms:
+def review_terms(participants: int, min_score: int, quorum: int = 0, like: ReviewTerms | None = None) -> ReviewTerms:
     """Return the quorum of an agreement of that many organizations, the author among them.
+
+    Args:
+        participants: the organizations.
+        min_score: 0 to 10000.
+        quorum: votes that a policy asks for at least.
+        like: what else was said about reviewing, which stays. A panel of all others is none.
 
     Raises:
         AgreementError: there are not that many reviewers.
     """
+    kept = like or ReviewTerms()
+    panel = kept.panel if kept.panel < participants - 1 else 0
     try:
-        rule = QuorumRule.of(participants - 1, quorum)
+        rule = QuorumRule.of(panel or participants - 1, quorum)
     except CertificateInvalid as error:
         raise AgreementError(str(error)) from error
-    return ReviewTerms(eligible=rule.eligible, faulty=rule.faulty, quorum=rule.quorum, min_score=min_score)
+    return ReviewTerms(
+        eligible=rule.eligible,
+        faulty=rule.faulty,
+        quorum=rule.quorum,
+        min_score=min_score,
+        panel=panel,
+        draw_commitments=kept.draw_commitments if panel else (),
+        commit_reveal=kept.commit_reveal,
+    )
 
 
 def tighten(terms: Terms, owed: Obligations) -> None:
@@ -165,7 +183,7 @@ def tighten(terms: Terms, owed: Obligations) -> None:
     if owed.review is not None:
         quorum = max(terms.review.quorum, owed.review.quorum or 0)
         min_score = max(terms.review.min_score, duties.to_score(owed.review.min_score or 0.0))
-        terms.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum))
+        terms.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum, terms.review))
 
 
 def same(terms: Terms, counter: Terms) -> bool:
@@ -189,7 +207,8 @@ def check_counter(terms: Terms, counter: Terms) -> None:
         or counter.review.min_score < terms.review.min_score
         or counter.records_per_organization > terms.records_per_organization
     )
-    if looser or any(getattr(terms, name) != getattr(counter, name) for name in _FIXED):
+    other = any(getattr(counter.review, name) != getattr(terms.review, name) for name in _FIXED_REVIEW)
+    if looser or other or any(getattr(terms, name) != getattr(counter, name) for name in _FIXED):
         raise AgreementError("the counter-offer is looser than the proposal, or about something else")
 
 
@@ -213,8 +232,13 @@ def revise(
     base.id = fresh_id or base.id
     del base.participants[:]
     base.participants.extend(sorted({base.initiator, *stay}))
-    eligible = len(base.participants) - 1
-    base.review.CopyFrom(review_terms(eligible + 1, base.review.min_score, min(base.review.quorum, eligible)))
+    homes = [name for name in base.homes if name in base.participants]
+    del base.homes[:]
+    base.homes.extend(homes)
+    del base.review.draw_commitments[:]  # of those who took part before
+    asked, others = base.review, len(base.participants) - 1
+    eligible = asked.panel if 0 < asked.panel < others else others
+    base.review.CopyFrom(review_terms(others + 1, asked.min_score, min(asked.quorum, eligible), asked))
     revised, out = base, dict[str, str]()
     for name, counter in sorted(counters.items()):
         read = Terms.FromString(counter)
@@ -241,12 +265,11 @@ def _unfit(terms: Terms) -> str:
 
 def _merged(terms: Terms, counter: Terms) -> Terms:
     merged = Terms.FromString(terms.SerializeToString())
-    eligible = len(terms.participants) - 1
     owed = duties.merge(duties.from_terms(terms.obligations), duties.from_terms(counter.obligations))
     merged.obligations.CopyFrom(duties.to_terms(owed))
-    quorum = min(max(terms.review.quorum, counter.review.quorum), eligible)
+    quorum = min(max(terms.review.quorum, counter.review.quorum), terms.review.eligible)
     min_score = max(terms.review.min_score, counter.review.min_score)
-    merged.review.CopyFrom(review_terms(eligible + 1, min_score, quorum))
+    merged.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum, terms.review))
     merged.records_per_organization = min(terms.records_per_organization, counter.records_per_organization)
     return merged
 

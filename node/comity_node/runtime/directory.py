@@ -22,6 +22,8 @@ from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate, Question
 from comity_node.links.greeting import MAX_ADDRESSES
 from comity_node.policy.model import Request
+from comity_node.protocol.market import PRICE_PARTS, ROWS_SECONDS
+from comity_node.runtime.market_bids import Offer
 from comity_node.runtime.messenger import Handler, Messenger, accepted
 from comity_node.runtime.seams import TaskStatus
 
@@ -54,6 +56,7 @@ class Directory:
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, own_agents: OwnAgents,
         addresses: Callable[[], Sequence[str]], hints: Callable[[], Sequence[PeerHint]],
         told: Callable[[str, Sequence[str]], None], version: str,
+        offer: Callable[[str], Offer | None] = lambda skill: None,
     ) -> None:  # fmt: skip
         """Fetch and show cards in the name of `identity`'s organization.
 
@@ -67,6 +70,7 @@ class Directory:
             hints: returns what is known about others' addresses.
             told: takes where a peer (its PeerId) says it can be dialled; raises ComityError for what is no address.
             version: of this software, for the cards.
+            offer: what the own workers can do of a skill, for the cards.
         """
         self._identity = identity
         self._trust = trust
@@ -77,7 +81,10 @@ class Directory:
         self._hints = hints
         self._told = told
         self._version = version
+        self._offer = offer
         self._cards: dict[str, tuple[AgentCard, ...]] = {}
+        #: The highest price that the cards of an organization name for a row of a skill.
+        self._prices: dict[tuple[str, str], float] = {}
         self._news = trio.Event()
         #: When each organization was asked, by trio's clock.
         self._asked: dict[str, float] = {}
@@ -97,6 +104,19 @@ class Directory:
             if organization in self._trust.bundle.members
             and skills <= {skill.id for card in cards for skill in card.skills}
         )
+
+    def price(self, organization: str, skill: str) -> float:
+        """Return what an organization asks for a row of a skill by its cards; 0 where they name nothing."""
+        return self._prices.get((organization, skill), 0.0)
+
+    def skills(self) -> dict[str, frozenset[str]]:
+        """Return which skills the agents of each other organization offer."""
+        members = self._trust.bundle.members
+        return {
+            organization: frozenset(skill.id for card in cards for skill in card.skills)
+            for organization, cards in self._cards.items()
+            if organization in members
+        }
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the cards of all members fresh, until cancelled."""
@@ -133,11 +153,18 @@ class Directory:
             body = CardRequest().SerializeToString()
             receipt = await self._messenger.ask(organization, CARDS, body, deadline_s=_ASK_S)
             if receipt.status == Receipt.STATUS_ACCEPTED:
-                self._cards[organization] = self._open(organization, CardReply.FromString(receipt.body))
+                self._keep(organization, self._open(organization, CardReply.FromString(receipt.body)))
             else:
                 log.info("%s does not show its cards: %r", organization, receipt.reason[:_MAX_REASON])
         except (ComityError, DecodeError) as error:
             log.info("no cards of %s: %s", organization, error)
+
+    def _keep(self, organization: str, cards: tuple[AgentCard, ...]) -> None:
+        self._cards[organization] = cards
+        self._prices = {key: price for key, price in self._prices.items() if key[0] != organization}
+        for skill in (skill for card in cards for skill in card.skills):
+            key = (organization, skill.id)
+            self._prices[key] = max(self._prices.get(key, 0.0), skill.price / PRICE_PARTS)
 
     def _open(self, organization: str, reply: CardReply) -> tuple[AgentCard, ...]:
         peer = self._messenger.peer(organization)
@@ -163,7 +190,7 @@ class Directory:
                 name=agent.name,
                 description=f"{agent.name} of {agent.organization}",
                 version=self._version,
-                skills=tuple(Skill(id=skill, name=skill, role=ROLES.get(skill, "")) for skill in skills),
+                skills=tuple(self._own_skill(skill) for skill in skills),
                 addresses=tuple(self._addresses()),
                 issued_ms=now_ms,
                 expires_ms=now_ms + _LIFETIME_MS,
@@ -171,6 +198,16 @@ class Directory:
             for agent, skills in self._own_agents()
             if skills
         ]
+
+    def _own_skill(self, skill: str) -> Skill:
+        offer = self._offer(skill)
+        return Skill(
+            id=skill,
+            name=skill,
+            role=ROLES.get(skill, ""),
+            rows=round(offer.rows_per_s * ROWS_SECONDS) if offer else 0,
+            price=round(offer.price * PRICE_PARTS) if offer else 0,
+        )
 
     async def public_cards(self) -> list[bytes]:
         """Return the own cards, signed, if every member may see them; else none: news go to all.

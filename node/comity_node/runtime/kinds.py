@@ -12,3 +12,14 @@ OFFER: Final = "task-offer"
 REVIEWS: Final = "reviews"
 #: From the home to a participant: certified records.
 RECORDS: Final = "records"
+#: From a reviewer to the home, where scores are committed to first: its signed commitment to them.
+COMMITMENTS: Final = "commitments"
+#: From the home to who has committed: all commitments that count.
+COMMITMENT_SET: Final = "commitment-set"
+#: Tasks under way, to whoever is to do their next step, or home.
+TOKENS: Final = "tokens"
+#: What holders and homes of tasks under way tell each other.
+TOKEN_NOTES: Final = "token-notes"
+#: Between participants: a call for bids, answered in the receipt, and what a bidder got.
+MARKET_CALL: Final = "market-call"
+MARKET_AWARD: Final = "market-award"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError
 
@@ -62,6 +62,14 @@ class PrioritizingPeers(Peers, Protocol):
         """Send a request in its class and return the answer."""
 
 
+@runtime_checkable
+class NamedPeers(Protocol):
+    """Links that find one node of several that an organization has."""
+
+    def node(self, peer_id: str) -> Attested | None:
+        """Return a linked node by its PeerId, if it is linked."""
+
+
 def accepted(body: bytes = b"") -> Receipt:
     """Return the receipt of something that is on disk now (or the answer to a question)."""
     return Receipt(status=Receipt.STATUS_ACCEPTED, body=body)
@@ -87,9 +95,13 @@ class Messenger:
         """Return how many messages came in, by kind, how many were refused, by code, and how many came too fast."""
         return dict(self._counts)
 
-    def peer(self, organization: str) -> Attested | None:
-        """Return the linked node of `organization`, if there is one."""
-        return self._peers.peer(organization)
+    def peer(self, organization: str, peer_id: str = "") -> Attested | None:
+        """Return a linked node of `organization`, if there is one; with `peer_id`: the one that has it."""
+        peer = self._peers.peer(organization)
+        if not peer_id or peer is None or peer.peer_id == peer_id:
+            return peer
+        named = self._peers.node(peer_id) if isinstance(self._peers, NamedPeers) else None
+        return named if named is not None and named.organization == organization else None
 
     def reachable(self, organization: str) -> bool:
         """Tell whether a node of `organization` is linked right now."""
@@ -103,6 +115,7 @@ class Messenger:
         *,
         deadline_s: float = 30.0,
         priority: Priority = Priority.WORK,
+        peer_id: str = "",
     ) -> Receipt:
         """Send `body` to `organization` and return its receipt.
 
@@ -112,14 +125,15 @@ class Messenger:
             body: what it says.
             deadline_s: seconds to wait for the answer.
             priority: what it may overtake on the way. Any but `WORK` takes links that are `PrioritizingPeers`.
+            peer_id: which of its nodes, where it has several and it matters; empty: any.
 
         Raises:
             LinkError: not linked, no answer in time, or the peer did not take the message.
             EnvelopeError: the answer is not a fresh receipt for this very message.
         """
-        peer = self._peers.peer(organization)
+        peer = self.peer(organization, peer_id)
         if peer is None:
-            raise PeerUnreachable(f"no node of {organization} is linked")
+            raise PeerUnreachable(f"no node of {organization} is linked, or not the one that is meant")
         message_id = self._gate.message_id(peer.peer_id)
         payload = await self._gate.seal(kind, body, audience=peer.peer_id, message_id=message_id)
         answer = await self._request(peer.peer_id, payload, deadline_s, priority)

@@ -14,6 +14,7 @@ from functools import partial
 import trio
 from google.protobuf.message import DecodeError
 
+from comity import draw
 from comity.agreement import Agreed, check_signature, conclude, parse_terms, sign_terms
 from comity.digest import sha256
 from comity.errors import (
@@ -116,7 +117,13 @@ class Negotiator:
         bounds = spec.bounds(self._datasets[spec.dataset])
         minimum = spec.numbers["minimum_participants"] - 1
         machine = Negotiation(
-            row.terms, row.participants, minimum, partial(self._revise, bounds), row.ends_ms, self._patience
+            row.terms,
+            row.participants,
+            minimum,
+            partial(self._revise, bounds),
+            row.ends_ms,
+            self._patience,
+            self._bind,
         )
         last = await _Drive(self, machine, row, step, me=self._me, now_ms=self._gate.now_ms).to_the_end()
         if isinstance(last, Failed):
@@ -190,6 +197,13 @@ class Negotiator:
     ) -> Revision:
         return bargain.revise(terms, counters, stay, bounds, self._gate.new_id().hex() if spent else "")
 
+    def _bind(self, terms: bytes, commitments: Mapping[str, bytes]) -> bytes:
+        """Put into the terms what binds everybody to what it adds to draws, if panels are drawn."""
+        read = Terms.FromString(terms)
+        if not read.review.panel:
+            return terms
+        return draw.bound(read, {**commitments, self._me: draw.own_commitment(self._identity.key, read)})
+
     async def save(self, row: negotiations.NegotiationRow) -> None:
         """Write down where a negotiation stands."""
         await patiently(
@@ -230,7 +244,10 @@ class Negotiator:
     def _read_answer(self, question: Ask, answer: ProposalAnswer) -> Answer:
         match answer.WhichOneof("answer"):
             case "ready":
-                return Ready()
+                commitment = answer.ready.draw_commitment
+                if len(commitment) != (draw.NONCE_BYTES if parse_terms(question.terms).terms.review.panel else 0):
+                    return Rejected("it is not bound to what it adds to the draw of panels")
+                return Ready(commitment)
             case "waiting":
                 return Waiting(answer.waiting.until_ms, answer.waiting.reason[:_MAX_REASON])
             case "accept":
@@ -241,7 +258,8 @@ class Negotiator:
                 check_signature(signature, question.terms, self._trust, self._gate.now_ms())
                 dates = parse_terms(question.terms).terms
                 check_signature(signature, question.terms, self._trust, dates.issued_ms, until_ms=dates.expires_ms)
-                return Signed(answer.accept, tuple(answer.chain))
+                draw.check_added(dates, question.organization, answer.draw)
+                return Signed(answer.accept, tuple(answer.chain), answer.draw)
             case "counter":
                 bargain.check_counter(parse_terms(question.terms).terms, parse_terms(answer.counter).terms)
                 return Countered(answer.counter)
@@ -265,7 +283,9 @@ class Negotiator:
         signatures = [sign_terms(self._identity, end.terms)]
         for organization, signed in end.signatures.items():
             signatures.append(
-                AgreementSignature(organization=organization, envelope=signed.envelope, chain=signed.chain)
+                AgreementSignature(
+                    organization=organization, envelope=signed.envelope, chain=signed.chain, draw=signed.draw
+                )
             )
         data = conclude(end.terms, signatures)
         agreed = await patiently(lambda: self._agreements.add(data), "an agreement that all have signed")

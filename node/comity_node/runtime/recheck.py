@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from comity.agreement import Agreed, read_terms
+from comity.commitment import read_commitment
 from comity.digest import sha256
 from comity.envelope import open_document
 from comity.errors import ComityError
 from comity.hops import RELEASE, SEND
 from comity.trust import TrustStore
-from comity.v1.task_pb2 import RecordDelivery, Review, ReviewDelivery, Task, TaskOffer
+from comity.v1.task_pb2 import RecordDelivery, Review, ReviewDelivery, SignedCommitment, Task, TaskOffer
 from comity_node.admission import Gate
 from comity_node.admission.labels import certificate_labels
 from comity_node.admission.records import RecordGate
@@ -106,7 +107,12 @@ class Recheck:
                     known = {one.task.id: certificate_labels(one.certificate) for one in records}
                     return self._tasks(item, [one.task for one in records], RELEASE, "certified", known)
                 case kinds.REVIEWS:
-                    return self._reviews(item)
+                    delivery = ReviewDelivery.FromString(item.body)
+                    review = Review.FromString(open_document(delivery.reviews[0].review, "review").body)
+                    return self._review(item, review.agreement_digest)
+                case kinds.COMMITMENTS:
+                    made, _ = read_commitment(SignedCommitment.FromString(item.body).envelope)
+                    return self._review(item, made.agreement_digest)
         except (ComityError, DecodeError) as error:
             return Objection(f"what it says cannot be read any more: {error}")
         return None
@@ -148,12 +154,11 @@ class Recheck:
                 return Objection(reason)
         return None
 
-    def _reviews(self, item: journal.OutboxRow) -> Objection | None:
-        delivery = ReviewDelivery.FromString(item.body)
-        review = Review.FromString(open_document(delivery.reviews[0].review, "review").body)
-        agreed = self._agreements.find(review.agreement_digest)
+    def _review(self, item: journal.OutboxRow, digest: bytes) -> Objection | None:
+        """What stands against a review, or against what commits to one, under the agreement with this digest."""
+        agreed = self._agreements.find(digest)
         if agreed is None:
-            return Objection(f"there is no agreement {review.agreement_digest.hex()[:12]} here any more")
+            return Objection(f"there is no agreement {digest.hex()[:12]} here any more")
         if reason := self._stopped(agreed.digest):
             return Objection(reason)
         decision = self._gate.consider(

@@ -15,9 +15,10 @@ from dataclasses import replace
 import trio
 from google.protobuf.message import DecodeError
 
+from comity import draw
 from comity.agreement import Agreed, open_agreement, parse_terms, read_terms, sign_terms
 from comity.digest import sha256
-from comity.errors import AgreementError, ApprovalPending, ComityError, PolicyDenied
+from comity.errors import AgreementError, ApprovalPending, ComityError, ConfigError, PolicyDenied
 from comity.trust import Attested, NodeIdentity, TrustStore
 from comity.v1.agreement_pb2 import (
     AgreementStatusReply,
@@ -35,6 +36,7 @@ from comity_node.admission import Gate, Question
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Decision
 from comity_node.protocol import negotiation_promise as promises
+from comity_node.protocol.flow import parse_flow
 from comity_node.protocol.negotiation_promise import Promise, Stage
 from comity_node.runtime import bargain
 from comity_node.runtime.agreements import Agreements
@@ -92,6 +94,8 @@ class Responder:
         proposal = Proposal.FromString(body)
         agreed = parse_terms(proposal.terms)
         duties.from_terms(agreed.terms.obligations)  # raises for what no policy can be asked about
+        if agreed.terms.flow:
+            check_flow(agreed)
         answer = await self._answer(sender, agreed, proposal)
         answer.terms_digest = agreed.digest
         return accepted(answer.SerializeToString())
@@ -121,7 +125,7 @@ class Responder:
             log.info("counter-offer to %s for %s", sender.organization, agreed.terms.purpose)
             return ProposalAnswer(counter=counter.SerializeToString(), chain=self._identity.chain)
         if not proposal.sign:
-            return ProposalAnswer(ready=Ready())
+            return ProposalAnswer(ready=Ready(draw_commitment=draw.own_commitment(self._identity.key, agreed.terms)))
         try:
             return await self._sign(sender, agreed, proposal.terms)
         except AgreementError as error:
@@ -206,6 +210,7 @@ class Responder:
 
     async def _sign(self, sender: Attested, agreed: Agreed, terms: bytes) -> ProposalAnswer:
         """Sign, write it down, and only then give the signature away."""
+        draw.check_added(agreed.terms, self._me, draw.own(self._identity.key, agreed.terms))
         signature, now_ms = sign_terms(self._identity, terms), self._gate.now_ms()
         promise = promises.sign(None, agreed.digest, agreed.terms.expires_ms, now_ms)
         row = PromiseRow(
@@ -246,7 +251,8 @@ class Responder:
             log.warning("%s proposes other terms of an id that it has a signature for", sender.organization)
             await self._note(sender.organization, "agreement.second-terms", agreed.digest, known.digest)
             return ProposalAnswer(reject=Refusal(code=error.code, reason=str(error)))
-        return ProposalAnswer(accept=known.envelope, chain=known.chain)
+        added = draw.own(self._identity.key, agreed.terms)
+        return ProposalAnswer(accept=known.envelope, chain=known.chain, draw=added)
 
     async def _note(self, peer: str, action: str, subject: bytes, first: bytes) -> None:
         """Write down that there are other terms of an id than were signed here; once for what was signed."""
@@ -373,6 +379,22 @@ class Responder:
         if reply.agreement and sender.organization not in read_terms(reply.agreement).participants:
             reply = AgreementStatusReply()
         return accepted(reply.SerializeToString())
+
+
+def check_flow(agreed: Agreed) -> None:
+    """Refuse terms with steps that are no flow, or that nobody who takes part may do.
+
+    Raises:
+        AgreementError: they are.
+    """
+    try:
+        flow = parse_flow(agreed.terms.flow)
+    except ConfigError as error:
+        raise AgreementError(f"the terms hold no flow: {error}") from error
+    for home in sorted(agreed.homes):
+        may = frozenset[str]().union(*(flow.skills_at(name, home) for name in agreed.participants))
+        if idle := flow.skills - may:
+            raise AgreementError(f"nobody may do {', '.join(sorted(idle))} for tasks of {home}")
 
 
 def promise_of(row: PromiseRow) -> Promise:

@@ -35,13 +35,21 @@ def stop(
     audit.append(connection, entry, now_ms)
     journal.set_agreement_state(connection, digest, state)
     _set_workflow(connection, digest, workflow, reason)
-    while open_ := journal.list_tasks(connection, agreement_digest=digest, states=_OPEN):
-        for task in open_:
-            ended = replace(task, state=tasks.value, reason=reason, updated_ms=now_ms)
-            journal.update_task(connection, ended, state=task.state, revision=task.revision)
+    end_tasks(connection, digest, tasks, reason, now_ms)
     for offer in journal.held_offers(connection):
         if offer.agreement_digest == digest:
             journal.finish_offer(connection, offer.digest, b"", now_ms)
+
+
+def end_tasks(connection: sqlite3.Connection, digest: bytes, state: State, reason: str, now_ms: int) -> int:
+    """End the own tasks that are open under an agreement, and return how many there were."""
+    count = 0
+    while open_ := journal.list_tasks(connection, agreement_digest=digest, states=_OPEN):
+        for task in open_:
+            ended = replace(task, state=state.value, reason=reason, updated_ms=now_ms)
+            journal.update_task(connection, ended, state=task.state, revision=task.revision)
+        count += len(open_)
+    return count
 
 
 def resume(connection: sqlite3.Connection, digest: bytes, now_ms: int) -> None:

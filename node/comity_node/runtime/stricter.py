@@ -48,5 +48,5 @@ def _within(terms: Terms, limits: Iterable[NumberCondition]) -> Terms:
             quorum = max(quorum, math.ceil(limit.minimum))
         elif limit.label == "min_score" and 0 <= limit.minimum <= 1:
             min_score = max(min_score, duties.to_score(limit.minimum))
-    candidate.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum))
+    candidate.review.CopyFrom(review_terms(len(terms.participants), min_score, quorum, terms.review))
     return candidate

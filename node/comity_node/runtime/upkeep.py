@@ -11,7 +11,7 @@ import trio
 from comity.errors import StorageFull
 from comity_node.admission.approvals import Approvals
 from comity_node.runtime.seams import TaskStatus
-from comity_node.storage import audit, journal, records, retention
+from comity_node.storage import audit, commitments, journal, journeys, records, retention, tokens
 from comity_node.storage.database import Database
 from comity_node.storage.note import NoteSigner
 
@@ -91,9 +91,11 @@ class Upkeep:
             offers = _drop_offers(connection, now_ms)
             batches = journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
             tasks = journal.forget_tasks(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
-            if batches or tasks:
+            sealed = commitments.forget_sealed(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
+            ways = journeys.forget_journeys(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
+            if batches or tasks or ways:
                 forgotten = audit.AuditEntry(
-                    "deletion", "journal.forgotten", detail={"batches": batches, "tasks": tasks}
+                    "deletion", "journal.forgotten", detail={"batches": batches, "tasks": tasks + ways}
                 )
                 audit.append(connection, forgotten, now_ms)
             done = [
@@ -102,6 +104,9 @@ class Upkeep:
                 journal.forget(connection, now_ms, limit=_PER_BATCH),
                 batches,
                 tasks,
+                sealed,
+                ways,
+                tokens.forget_seen(connection, now_ms, limit=_PER_BATCH),
                 audit.thin_checkpoints(connection, limit=_PER_BATCH),
             ]
             return len(gone) + offers, _PER_BATCH in done

@@ -12,7 +12,8 @@ from comity.certificate import MAX_SCORE
 from comity.digest import canonical_json, sha256
 from comity.errors import ConfigError
 from comity.ids import organization_name
-from comity.v1.agreement_pb2 import Obligations, Terms
+from comity.v1.agreement_pb2 import Obligations, ReviewTerms, Terms
+from comity_node.protocol.flow import Flow, read_flow
 from comity_node.runtime.bargain import Bounds, review_terms
 
 _MAX_BYTES = 64 * 1024
@@ -27,6 +28,8 @@ _NUMBERS: dict[str, tuple[int | None, int, int]] = {
     "lease_seconds": (30, 1, 3_600),
     "expires_seconds": (_DAY_S, 60, 366 * _DAY_S),
     "minimum_participants": (2, 2, 256),
+    # Of the others, drawn for each batch; 0: all of them.
+    "panel": (0, 0, 255),
     # How long to negotiate at most: with people who have to approve it, too.
     "negotiation_seconds": (_DAY_S, 10, 30 * _DAY_S),
 }
@@ -60,6 +63,12 @@ class WorkflowSpec:
     limits: Mapping[str, Any] = field(default_factory=dict)
     #: Digest of the agreement that this one is to take the place of; empty: of none.
     replaces: bytes = b""
+    #: Whether reviewers commit to their scores before any is shown.
+    commit_reveal: bool = False
+    #: The steps by which records are made; None: each organization's own agent makes its records.
+    flow: Flow | None = None
+    #: Whether records of the initiator alone are made; else of all participants.
+    only_own: bool = False
 
     def bounds(self, label: str) -> Bounds:
         """Return how strict the terms may get: what the workflow says, and what is usual for the rest.
@@ -76,6 +85,7 @@ class WorkflowSpec:
     ) -> Terms:  # fmt: skip
         """Return the first revision of the terms that are proposed to `others`."""
         participants = sorted({initiator, *others})
+        asked = ReviewTerms(panel=self.numbers["panel"], commit_reveal=self.commit_reveal)
         return Terms(
             id=agreement_id,
             revision=0,
@@ -88,13 +98,15 @@ class WorkflowSpec:
             records_per_organization=self.numbers["records_per_organization"],
             batch_records=self.numbers["batch_records"],
             repair_rounds=self.numbers["repair_rounds"],
-            review=review_terms(len(participants), self.numbers["min_score"]),
+            review=review_terms(len(participants), self.numbers["min_score"], like=asked),
             obligations=obligations,
             lease_seconds=self.numbers["lease_seconds"],
             issued_ms=now_ms,
             expires_ms=now_ms + self.numbers["expires_seconds"] * 1000,
             workflow_digest=self.digest,
             replaces=self.replaces,
+            flow=self.flow.document if self.flow is not None else b"",
+            homes=[initiator] if self.only_own else [],
         )
 
 
@@ -106,7 +118,12 @@ def parse_workflow(document: bytes) -> WorkflowSpec:
         InvalidName: a participant is no organization name.
     """
     value = _read(document)
-    unknown = sorted(set(value) - set(_NUMBERS) - set(_TEXTS) - {"participants", "limits", "replaces"})
+    unknown = sorted(
+        set(value)
+        - set(_NUMBERS)
+        - set(_TEXTS)
+        - {"participants", "limits", "replaces", "commit_reveal", "flow", "homes"}
+    )
     if unknown:
         raise ConfigError(f"unknown key {unknown[0]!r} in the workflow")
     participants = value.get("participants", [])
@@ -121,6 +138,9 @@ def parse_workflow(document: bytes) -> WorkflowSpec:
         digest=sha256(document),
         limits=_limits(value.get("limits", {})),
         replaces=_digest(value.get("replaces", "")),
+        commit_reveal=_flag(value, "commit_reveal"),
+        flow=read_flow(value["flow"]) if "flow" in value else None,
+        only_own=_homes(value.get("homes", "all")),
     )
 
 
@@ -141,6 +161,8 @@ def amendment(terms: Terms, digest: bytes, changes: bytes, organization: str) ->
         raise ConfigError(f"an amendment cannot change {unknown[0]!r}; it can {', '.join(sorted(_AMENDABLE))}")
     if not value:
         raise ConfigError(f"the amendment changes nothing; it can {', '.join(sorted(_AMENDABLE))}")
+    if terms.homes and list(terms.homes) != [organization]:
+        raise ConfigError(f"only records of {', '.join(terms.homes)} are made under it: have them amend it")
     kept = {
         "name": f"amendment of {terms.id}"[:128],
         "purpose": terms.purpose,
@@ -150,10 +172,14 @@ def amendment(terms: Terms, digest: bytes, changes: bytes, organization: str) ->
         "batch_records": terms.batch_records,
         "repair_rounds": terms.repair_rounds,
         "min_score": terms.review.min_score,
+        "panel": terms.review.panel,
         "lease_seconds": terms.lease_seconds,
         "minimum_participants": len(terms.participants),
         "expires_seconds": max(60, (terms.expires_ms - terms.issued_ms) // 1000),
         "replaces": digest.hex(),
+        "commit_reveal": terms.review.commit_reveal,
+        "homes": "initiator" if terms.homes else "all",
+        **({"flow": json.loads(terms.flow)} if terms.flow else {}),
     }
     document = canonical_json({**kept, **value})
     parse_workflow(document)
@@ -180,6 +206,12 @@ def _digest(text: object) -> bytes:
     if len(digest) not in (0, 32):
         raise ConfigError("'replaces' of the workflow has to be the digest of an agreement, in hex")
     return digest
+
+
+def _homes(value: object) -> bool:
+    if value not in ("all", "initiator"):
+        raise ConfigError("'homes' of the workflow has to be all or initiator: whose records are made")
+    return value == "initiator"
 
 
 def _limits(value: object) -> dict[str, Any]:
@@ -227,6 +259,13 @@ def _text(value: dict[str, Any], key: str) -> str:
     if not isinstance(text, str) or not 0 < len(text) <= 128:
         raise ConfigError(f"the workflow needs {key!r}: a text of at most 128 characters")
     return text
+
+
+def _flag(value: dict[str, Any], key: str) -> bool:
+    flag = value.get(key, False)
+    if not isinstance(flag, bool):
+        raise ConfigError(f"{key!r} of the workflow has to be true or false")
+    return flag
 
 
 def _number(value: dict[str, Any], key: str) -> int:

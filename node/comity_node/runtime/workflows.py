@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 import trio
 
 from comity.agreement import Agreed, read_terms
 from comity.digest import sha256
-from comity.errors import AgreementError, AgreementStopped, ComityError, ConfigError, StorageError
+from comity.errors import AgreementError, AgreementStopped, ComityError, ConfigError, NotFound, StorageError
 from comity.trust import Attested, NodeIdentity
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission import Gate
+from comity_node.protocol.flow import Finish, Flow, Where
+from comity_node.protocol.task import State
+from comity_node.runtime import stops
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.author import Author
 from comity_node.runtime.directory import Directory
+from comity_node.runtime.flows import Flows
 from comity_node.runtime.kinds import AGREEMENT
 from comity_node.runtime.messenger import Handler, accepted
 from comity_node.runtime.negotiator import Negotiator
@@ -27,13 +31,17 @@ from comity_node.runtime.responder import Responder
 from comity_node.runtime.seams import TaskStatus
 from comity_node.runtime.withdrawals import Withdrawals
 from comity_node.runtime.workflow import WorkflowSpec, amendment, parse_workflow
-from comity_node.storage import journal, negotiations
+from comity_node.storage import audit, journal, negotiations
 from comity_node.storage.database import Database
 
 log = logging.getLogger(__name__)
 
 #: What the agents of a participant have to offer.
 SKILLS = frozenset({"generate", "review"})
+REVIEW = frozenset({"review"})
+#: The state of a workflow whose own tasks somebody has ended.
+CANCELLED = "cancelled"
+_REASON_CHARS = 200
 _GATHER_S = 20.0
 _GATHER_STEP_S = 0.25
 
@@ -44,7 +52,7 @@ class Workflows:
     def __init__(
         self, *, identity: NodeIdentity, gate: Gate, negotiator: Negotiator, agreements: Agreements,
         directory: Directory, author: Author, database: Database, outbox: Outbox, responder: Responder,
-        withdrawals: Withdrawals,
+        withdrawals: Withdrawals, flows: Flows, own_skills: Callable[[], Sequence[str]],
     ) -> None:  # fmt: skip
         """Run workflows in the name of `identity`'s organization."""
         self._me = identity.organization
@@ -57,6 +65,8 @@ class Workflows:
         self._outbox = outbox
         self._responder = responder
         self._withdrawals = withdrawals
+        self._flows = flows
+        self._own_skills = own_skills
         self._nursery: trio.Nursery | None = None
         self.handlers: dict[str, Handler] = {AGREEMENT: self._on_agreement}
 
@@ -177,15 +187,39 @@ class Workflows:
         named = frozenset(spec.participants) - {self._me}
         needed = len(named) or spec.numbers["minimum_participants"] - 1
         for _ in range(round(_GATHER_S / _GATHER_STEP_S)):
-            able = self._directory.organizations_with(SKILLS)
-            if (named and named <= able) or (not named and len(able) >= needed):
+            able = self._able(spec)
+            if ((named and named <= able) or (not named and len(able) >= needed)) and not self._undone(spec, able):
                 return named or able
             await trio.sleep(_GATHER_STEP_S)
-        able = self._directory.organizations_with(SKILLS)
+        able = self._able(spec)
         able = able & named if named else able
         if len(able) < spec.numbers["minimum_participants"] - 1:
-            raise AgreementError(f"{len(able)} organizations offer {', '.join(sorted(SKILLS))}; {needed} are needed")
+            wanted = spec.flow.skills if spec.flow is not None else SKILLS
+            raise AgreementError(f"{len(able)} organizations offer {', '.join(sorted(wanted))}; {needed} are needed")
+        if undone := self._undone(spec, able):
+            raise AgreementError(f"nobody who may do it offers {', '.join(sorted(undone))}: start an agent that does")
         return able
+
+    def _able(self, spec: WorkflowSpec) -> frozenset[str]:
+        """Return the others that can take part: with a flow, who can be a home of it and do one of its steps."""
+        if spec.flow is None:
+            return self._directory.organizations_with(SKILLS)
+        flow = spec.flow
+        judges = REVIEW if flow.finish is Finish.CERTIFY else frozenset[str]()
+        at_home = frozenset[str]() if spec.only_own else _of_homes(flow) | judges
+        return frozenset(
+            name
+            for name, skills in self._directory.skills().items()
+            if at_home | judges <= skills and (flow.skills_at(name, self._me) & skills or judges)
+        )
+
+    def _undone(self, spec: WorkflowSpec, able: frozenset[str]) -> frozenset[str]:
+        """Return the skills of a flow that nobody offers who may be asked for them, for tasks of this home."""
+        if spec.flow is None:
+            return frozenset()
+        skills = {**self._directory.skills(), self._me: frozenset(self._own_skills())}
+        done = (spec.flow.skills_at(name, self._me) & skills.get(name, frozenset()) for name in (*able, self._me))
+        return spec.flow.skills - frozenset[str]().union(*done)
 
     async def _distribute(self, agreed: Agreed, data: bytes) -> None:
         now_ms = self._gate.now_ms()
@@ -274,4 +308,53 @@ class Workflows:
         await self._database.transact(write)
         if await self._withdrawals.settle(agreed):
             return
-        self._author.begin(agreed)
+        known = await self._database.read(lambda c: journal.workflow_of(c, agreed.digest))
+        if known is not None and known.state == CANCELLED:
+            self._flows.cancel(agreed.digest, known.reason)  # what an earlier run did not come to
+            return
+        if agreed.terms.flow:
+            self._flows.begin(agreed)
+        elif self._me in agreed.homes:
+            self._author.begin(agreed)
+
+    # -- cancelling ------------------------------------------------------------------------------------------------
+
+    async def cancel(self, workflow_id: str, reason: str) -> int:
+        """End the own tasks of a workflow: nothing more is made, sent out, offered or certified for this organization.
+
+        The agreement stays, and so do the tasks of its other participants (`comity agreement withdraw` ends all).
+        Holders of tasks are told, those that are not reached let go by themselves at the deadline.
+
+        Returns:
+            How many tasks were under way or not decided.
+
+        Raises:
+            NotFound: there is no such workflow.
+            AgreementError: it is not running.
+        """
+        row = await self._database.read(lambda c: journal.get_workflow(c, workflow_id))
+        if row is None:
+            raise NotFound(f"there is no workflow {workflow_id[:64]!r}; `comity workflow show` lists them")
+        digest = row.agreement_digest
+        if row.state != "running" or digest is None:
+            raise AgreementError(f"workflow {workflow_id[:64]} is {row.state}: only one that is running is cancelled")
+        reason = reason[:_REASON_CHARS] or CANCELLED
+        entry = audit.AuditEntry(
+            kind="effect", action="workflow.cancelled", agreement=digest, detail={"reason": reason}
+        )
+        now_ms = self._gate.now_ms()
+
+        def write(connection: sqlite3.Connection) -> int:
+            journal.update_workflow(connection, workflow_id, state=CANCELLED, reason=reason)
+            audit.append(connection, entry, now_ms)
+            return stops.end_tasks(connection, digest, State.CANCELLED, reason, now_ms)
+
+        undecided = await self._database.transact(write)
+        self._author.cancel(digest)
+        return undecided + self._flows.cancel(digest, reason)
+
+
+def _of_homes(flow: Flow) -> frozenset[str]:
+    """Return the skills that a task's home alone may be asked for: whoever is a home has to have them."""
+    turns = (turn for step in flow.steps.values() for turn in step.roles or (step,))
+    return frozenset(turn.skill for turn in turns if turn.at.where is Where.HOME)

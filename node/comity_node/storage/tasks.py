@@ -99,6 +99,18 @@ def batch_tasks(connection: sqlite3.Connection, batch_id: bytes, *, limit: int =
     return [_task(row) for row in rows]
 
 
+def list_batches(
+    connection: sqlite3.Connection, agreement_digest: bytes, *, states: Iterable[str] | None = None
+) -> list[bytes]:
+    """Return the batches of an agreement, or those that have a task in one of `states`: as many as it has at most."""
+    rows = connection.execute(
+        "SELECT DISTINCT batch_id FROM tasks WHERE agreement_digest = ?1"
+        " AND (?2 IS NULL OR state IN (SELECT value FROM json_each(?2)))",
+        (agreement_digest, None if states is None else pack_text(states)),
+    )
+    return [bytes(batch) for (batch,) in rows]
+
+
 def list_tasks(
     connection: sqlite3.Connection,
     *,
