@@ -254,7 +254,7 @@ def test_a_home_takes_256_reviews_at_a_time_and_keeps_32_short_notes_of_each() -
     def keep(_: object, batch: bytes, checked: object, feedback: list[tuple[str, ...]], *__: object) -> None:
         kept.extend(feedback)
 
-    terms = SimpleNamespace(purpose="p", dataset="d")
+    terms = SimpleNamespace(purpose="p", dataset="d", review=SimpleNamespace(panel=0))
     agreed = SimpleNamespace(terms=terms, digest=b"d", panel=lambda *_: frozenset())
     box: Any = SimpleNamespace(
         _me="me", _sealing=SimpleNamespace(check_shown=nothing),

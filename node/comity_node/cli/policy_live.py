@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comity.errors import ControlError
 from comity_node.cli.commands import Command, argument
 from comity_node.cli.context import HOME_VARIABLE, Context, extra, printable
+from comity_node.cli.interrupt import Interrupt
 from comity_node.cli.node_client import CONTROL, connected
 from comity_node.cli.policy_common import whole
 
@@ -104,10 +105,9 @@ def _watch(context: Context, arguments: argparse.Namespace) -> None:
         )
         with closing(stream):
             try:
-                for line in _lines(stream, tally, candidate, arguments.count, as_json=context.json):
+                told = Interrupt().until(stream)
+                for line in _lines(told, tally, candidate, arguments.count, as_json=context.json):
                     context.print(line)
-            except KeyboardInterrupt:
-                pass  # how a watch ends
             except ControlError as error:
                 if error.code != "node_stopping":
                     raise
