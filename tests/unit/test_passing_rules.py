@@ -263,14 +263,14 @@ def test_after_so_many_attempts_a_task_has_failed() -> None:
     play(world, scene)
 
 
-def hedging(slow: int, *, all_after: bool) -> tuple[MemoryWorld, list[Colleagues]]:
+def hedging(slow: int, *, all_after: bool, flow: Any = ONE) -> tuple[MemoryWorld, list[Colleagues]]:
     """A world in which the hundredth call, and `slow` or all after it, take for ever; the ones before half a second."""
     calls = iter(range(1000))
     workers = [Colleagues("s0"), Colleagues("s0")]
     limits = replace(ALONE, hedge_factor=3.0, hedge_least_s=2.0, hedge_share=0.25, window=200)
     for each in workers:
         each.delay_s = lambda: 1000.0 if (at := next(calls)) >= 100 and (all_after or at < 100 + slow) else 0.5
-    return world_of(Colleagues(), *workers, limits=limits), workers
+    return world_of(Colleagues(), *workers, limits=limits, flow=flow), workers
 
 
 @pytest.mark.invariant("R3")
@@ -290,6 +290,22 @@ def test_a_straggler_is_hedged_and_the_slower_one_is_told_to_stop() -> None:
     hedged = [each for each in world.sinks[A].ends.values() if each.attempt == 2]
     assert len(hedged) >= 1
     assert workers[0].cancelled + workers[1].cancelled >= len(hedged)
+
+
+@pytest.mark.parametrize("hedge", [True, False])
+def test_a_task_of_a_flow_with_effects_is_not_given_away_twice(hedge: bool) -> None:
+    world, workers = hedging(5, all_after=False, flow=trip(("others",), hedge=hedge))
+
+    async def scene(world: MemoryWorld) -> None:
+        await world.open(A, rows(100))
+        await world.sinks[A].wait(100)
+        await world.open(A, rows(20, 100))
+        await trio.sleep(30.0)
+
+    play(world, scene)
+    asked = sum(sum(worker.done.values()) + worker.cancelled for worker in workers)
+    assert (asked > 120) is hedge
+    assert (len(world.sinks[A].ends) > 115) is hedge
 
 
 @pytest.mark.invariant("R4")

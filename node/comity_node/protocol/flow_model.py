@@ -103,7 +103,7 @@ class Step:
         writes: fields that it may write.
         appends: arrays that it may write more items to: those that are there stay as they are.
         rows: tasks that one call of an agent may do at a time.
-        hedge: whether a call that takes very long may be made a second time beside it.
+        hedge: whether it may be done a second time beside the first, where that takes very long.
         price: the most that one performance may cost, in millionths; None: whatever the task has left.
         most: visits of the step; 0: as many as there are ways to it.
         retries: tries after the first that failed.
@@ -193,6 +193,11 @@ class Flow:
     def skills(self) -> frozenset[str]:
         """Every skill that a step asks for."""
         return frozenset(turn.skill for step in self.steps.values() for turn in step.roles or (step,))
+
+    @property
+    def hedged(self) -> bool:
+        """Whether every step may be done a second time beside the first."""
+        return all(turn.hedge for step in self.steps.values() for turn in step.roles or (step,))
 
     def skills_at(self, organization: str, home: str) -> frozenset[str]:
         """Return the skills that steps may ask of `organization` for tasks of `home`."""
