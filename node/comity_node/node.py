@@ -504,7 +504,7 @@ async def _reading(
     work = WorkReading(
         journal=JournalCounts(now.tasks, now.journeys, now.votes, now.tasks.get("certified", 0), now.outbox),
         passing=runtime.counters(),
-        router=runtime.router.snapshot(runtime.now_ms() / 1000).peers,
+        router=runtime.router_view().peers,
         queues=workers.queues(),
         calls=runtime.watch.calls,
     )

@@ -97,6 +97,7 @@ def test_a_flow_over_two_organizations_makes_certified_records(tmp_path: Path) -
         assert await journey_states(lab, BEA) == {}
         assert await lab.counts(ADA) == {"certified": 6}
         await check_ways(lab)
+        assert any(peer.known > 0 for peer in lab.members[ADA].up.runtime.router_view().peers), "as of now"
 
     run(main)
     lab.verify_audit_logs()

@@ -36,7 +36,7 @@ from comity_node.runtime.patience import patiently
 from comity_node.runtime.recheck import Recheck
 from comity_node.runtime.responder import Responder
 from comity_node.runtime.reviewer import Reviewer
-from comity_node.runtime.router import Router
+from comity_node.runtime.router import Router, RouterView
 from comity_node.runtime.sealing import Sealing
 from comity_node.runtime.seams import TaskStatus, Workers
 from comity_node.runtime.suspensions import SUSPENSION_MS, Suspensions
@@ -121,8 +121,6 @@ class Runtime:
         self.watch = Watch(around.tracer)
         workers = WatchedWorkers(around.workers, self.watch)
         self._gate = gate
-        #: The time that everything here goes by, in milliseconds since the Unix epoch.
-        self.now_ms = gate.now_ms
         self.messenger = Messenger(gate, around.peers, pace=Pace(around.pace))
         self.agreements = Agreements(database, trust, identity.organization, gate.now_ms)
         self._recheck = Recheck(gate=gate, record_gate=guard, trust=trust, agreements=self.agreements)
@@ -238,6 +236,10 @@ class Runtime:
         await self._gate.look()
         self.agreements.look_again()
         await self.agreements.settle()
+
+    def router_view(self) -> RouterView:
+        """Return what the router knows now, by the clock that it goes by."""
+        return self.router.snapshot(trio.current_time())
 
     def counters(self) -> dict[str, int]:
         """Return how many tasks are where on their way, and how often somebody else was asked for one."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable
 
-import trio
-
 from comity.trust import NodeIdentity, TrustStore
 from comity.v1 import control_pb2 as pb
 from comity_node.admission import Gate
@@ -53,7 +51,7 @@ class NodeService:
         }
         entries, size = await self._database.read(lambda c: (audit.head(c).size, _file_bytes(c)))
         now_ms = self._gate.now_ms()
-        view = self._runtime.router.snapshot(trio.current_time())
+        view = self._runtime.router_view()
         known = await self._database.read(lambda c: journal.list_reliability(c, now_ms))
         reliable = {row.organization: row.reliability for row in known if row.role == REVIEWER}
         bundle = self._trust.bundle
