@@ -9,7 +9,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from random import Random
 from typing import Any
 
 from bench.common import OUT
-from bench.simulation import gossip, lookup, quorum, routing
+from bench.simulation import gossip, lookup, page, quorum, routing
 from bench.simulation.gossip import GossipWorld
-from bench.simulation.laws import LEAST_SIZES, Fit, fit, simplest
+from bench.simulation.laws import fit_all, simplest
 from bench.simulation.lookup import LookupWorld
 from bench.simulation.plot import draw
 from bench.simulation.quorum import QuorumWorld
@@ -82,18 +82,6 @@ def run(plan: Plan, say: Callable[[str], None] = lambda _: None) -> dict[str, An
             }
             for (part, name), fits in laws.items()
         ],
-    }
-
-
-def fit_all(figures: Sequence[Figure]) -> dict[tuple[str, str], list[Fit]]:
-    """Fit the laws of each figure that is there at enough sizes."""
-    lines: dict[tuple[str, str], list[Figure]] = {}
-    for each in figures:
-        lines.setdefault((each.part, each.name), []).append(each)
-    return {
-        key: fit([each.size for each in line], [each.value for each in line])
-        for key, line in lines.items()
-        if len(line) >= LEAST_SIZES
     }
 
 
@@ -189,6 +177,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument("--seed", type=int, default=1, help="of all randomness (1)")
     parser.add_argument("--out", type=Path, default=OUT, help="where the files go (bench-out)")
+    parser.add_argument("--publish", action="store_true", help="write docs/simulation.md and its plot, too")
     chosen = parser.parse_args()
     plan = Plan(tuple(sorted(chosen.sizes)), tuple(sorted(chosen.reviewers)), tuple(chosen.parts), chosen.seed)
     result = run(plan, lambda line: print(line, flush=True))
@@ -197,6 +186,8 @@ def main() -> None:
     print(f"{time.process_time():.0f} s of processor time, at most {mebibytes:,.0f} MiB of memory")
     for path in write(result, chosen.out):
         print(path)
+    if chosen.publish:
+        print(page.publish(result))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bench.simulation.world import Figure
+
 #: A law fits when its residual is no more than this share of the figure's mean.
 FITS: Final = 0.05
 #: Fewer sizes than these say nothing about a law.
@@ -60,6 +62,18 @@ def simplest(fits: Sequence[Fit]) -> Fit:
     """Return the first law that fits, or else the one with the least residual, which then is over `FITS`."""
     good = [one for one in fits if one.fits]
     return good[0] if good else min(fits, key=lambda one: one.residual)
+
+
+def fit_all(figures: Sequence[Figure]) -> dict[tuple[str, str], list[Fit]]:
+    """Fit the laws of each figure that is there at enough sizes."""
+    lines: dict[tuple[str, str], list[Figure]] = {}
+    for each in figures:
+        lines.setdefault((each.part, each.name), []).append(each)
+    return {
+        key: fit([each.size for each in line], [each.value for each in line])
+        for key, line in lines.items()
+        if len(line) >= LEAST_SIZES
+    }
 
 
 def _least_squares(law: str, sizes: Sequence[float], values: Sequence[float]) -> Fit:

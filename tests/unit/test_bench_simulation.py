@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.simulation import __main__ as simulation
-from bench.simulation import gossip, lookup, quorum, routing
+from bench.simulation import gossip, lookup, page, quorum, routing
 from bench.simulation.gossip import GossipWorld
 from bench.simulation.laws import TERMS, fit, simplest
 from bench.simulation.lookup import ADD_PROVIDER, FIND_NODE, GET_PROVIDERS, LookupNet, LookupWorld, message_bytes
+from bench.simulation.plot import PANELS
 from bench.simulation.world import Clock, Figure, jain, quantile
 from comity.certificate import QuorumRule, build_certificate, verify_certificate
 from comity.errors import CertificateInvalid
@@ -275,3 +276,15 @@ def test_shares_and_fairness() -> None:
     assert jain([5, 5, 5]) == 1
     assert jain([9, 0, 0]) == pytest.approx(1 / 3)
     assert jain([0, 0]) == 1
+
+
+def test_the_page_has_a_row_for_every_line_that_is_drawn(
+    result: dict[str, object], tmp_path: Path
+) -> None:
+    text = page.publish(result, tmp_path).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| of so many")]
+    drawn = {f"{panel.title}: {label}" for panel in PANELS for _, _, label in panel.lines}
+    assert drawn <= {row.split(" | ")[0].removeprefix("| ") for row in rows}
+    assert all(row.split(" | ")[-2].rstrip("?") in TERMS for row in rows)
+    assert "<!--" not in text
+    ElementTree.fromstring((tmp_path / "simulation.svg").read_text())
