@@ -278,9 +278,7 @@ def test_shares_and_fairness() -> None:
     assert jain([0, 0]) == 1
 
 
-def test_the_page_has_a_row_for_every_line_that_is_drawn(
-    result: dict[str, object], tmp_path: Path
-) -> None:
+def test_the_page_has_a_row_for_every_line_that_is_drawn(result: dict[str, object], tmp_path: Path) -> None:
     text = page.publish(result, tmp_path).read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| of so many")]
     drawn = {f"{panel.title}: {label}" for panel in PANELS for _, _, label in panel.lines}
