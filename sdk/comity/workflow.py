@@ -147,11 +147,11 @@ def when(condition: Json, go: str, *, reason: str = "") -> dict[str, Any]:
 
 def role(
     skill: str, *, at: Place | None = None, reads: Sequence[str] | None = None, writes: Sequence[str] | None = None,
-    appends: Sequence[str] | None = None, price: float | None = None,
+    appends: Sequence[str] | None = None, price: float | None = None, hedge: bool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A role of a dialogue; what it does not say of fields is what the dialogue says."""
+    """A role of a dialogue; what it does not say of fields is what the dialogue says; `hedge` as in `Workflow.step`."""
     return _said({"skill": skill}, at=_place(at), reads=_list(reads), writes=_list(writes), appends=_list(appends),
-                 price=price)  # fmt: skip
+                 price=price, hedge=hedge)  # fmt: skip
 
 
 # The workflow.
@@ -186,6 +186,7 @@ class Workflow:
         writes: Sequence[str] = (), appends: Sequence[str] = (), next: Next | None = None,
         most: int | None = None, otherwise: str | Json | None = None, retries: int | None = None,
         rows: int | None = None, price: float | None = None, lease: str | None = None, release: str | None = None,
+        hedge: bool | None = None,
     ) -> Workflow:  # fmt: skip
         """Add a step.
 
@@ -204,6 +205,8 @@ class Workflow:
             price: what one performance may cost at most.
             lease: what is held from here on, such as a container: the task stays where it was acquired.
             release: what is given back after this step.
+            hedge: False if its agent has effects outside: it is then not called a second time beside a call that takes
+                very long, and no task of the flow is given to a second organization.
 
         Raises:
             ConfigError: there is such a step already.
@@ -211,7 +214,7 @@ class Workflow:
         self._add(
             name, skill=skill, at=_place(at), reads=_list(reads), writes=_list(writes) or None,
             appends=_list(appends) or None, next=_next(next), most=most, otherwise=otherwise, retries=retries,
-            rows=rows, price=price, lease=lease, release=release,
+            rows=rows, price=price, lease=lease, release=release, hedge=hedge,
         )  # fmt: skip
         return self
 

@@ -12,11 +12,13 @@ import pytest
 
 from comity.errors import ConfigError, InvalidName
 from comity_node import packs
+from comity_node.admission.records import ROLE
 from comity_node.config import load as load_config
 from comity_node.policy import cases
 from comity_node.policy.lint import lint
 from comity_node.policy.loader import load, loads_policy
 from comity_node.policy.model import Effect
+from comity_node.strictyaml import loads
 from comity_node.validators.schema import Schema
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -60,6 +62,21 @@ def test_rows_of_people_stay_whatever_else_a_pack_says(pack: str) -> None:
         Effect.FORBID, frozenset({"raw"}), (), None,
     )  # fmt: skip
     assert "bulk.send" in rule.actions
+
+
+@pytest.mark.parametrize(
+    ("pack", "travels"), [("hospital-research", False), ("bank-fraud", True), ("telco", True), ("open-science", True)]
+)
+def test_a_pack_says_whether_tasks_of_a_flow_may_travel_both_ways(pack: str, travels: bool) -> None:
+    """Out and in, by the role; a rule that names no role would let tasks of any skill in."""
+    rules = load(POLICIES / f"{pack}.yaml").document.rules
+    for action in ("record.send", "record.receive"):
+        roles = [rule.roles for rule in rules if action in rule.actions and rule.allows]
+        assert all(roles), action
+        assert any(ROLE in (each or ()) for each in roles), "records to review state this one, out and in"
+        assert any("home" in (each or ()) for each in roles) is travels, action
+    names = [case["name"] for case in loads((POLICIES / f"{pack}.tests.yaml").read_text()).data()["cases"]]
+    assert [name for name in names if "task" in name]
 
 
 def test_the_whole_language_is_shown() -> None:

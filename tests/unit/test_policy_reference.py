@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from comity_node.policy.asked import UNASKED, asked
 from comity_node.policy.json_schema import policy_schema
 from comity_node.policy.lint import lint
 from comity_node.policy.loader import DATA_KEYS, RULE_KEYS, TOP_KEYS, loads_policy
@@ -42,7 +43,7 @@ def whole(example: str) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -51,6 +52,16 @@ def test_an_example_loads_has_the_shape_and_allows_something(example: str) -> No
     assert policy.document.rules
     assert Draft202012Validator(policy_schema()).is_valid(loads(whole(example)).data())
     assert not [each for each in lint(policy) if each.code in ("unreachable", "never-met", "unknown-field")]
+
+
+def test_what_no_node_asks_is_said_to_be_asked_by_none() -> None:
+    """And the action that decides instead states all that a rule for it can ask about."""
+    for action, instead in UNASKED.items():
+        assert f"| `{action}` | from | nothing: no node asks this" in TEXT
+        assert f"A node asks `{instead}`" in TEXT
+        mine, theirs = asked(action), asked(instead)
+        assert mine.kinds <= theirs.kinds
+        assert mine.labels <= theirs.labels
 
 
 def test_the_examples_use_every_obligation() -> None:

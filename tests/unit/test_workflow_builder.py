@@ -122,6 +122,16 @@ def test_a_workflow_without_steps_has_no_flow() -> None:
         work.limits(steps=3).document()
 
 
+def test_a_step_and_a_role_say_that_their_agents_have_effects_outside() -> None:
+    work = Workflow("w", purpose="p", dataset="d", records=5).state(a=text())
+    work.step("order", "order", writes=["a"], hedge=False).step("look", "look", writes=["a"])
+    assert [step.get("hedge") for step in work.document()["flow"]["steps"]] == [False, None]
+    work.dialogue("talk", [role("ask", writes=["a"], hedge=False), role("reply", writes=["a"])], turns=2)
+    flow = read_flow(work.document()["flow"])
+    assert [step.hedge for step in (flow.steps["order"], flow.steps["look"])] == [False, True]
+    assert [each.hedge for each in flow.steps["talk"].roles] == [False, True]
+
+
 def test_a_step_has_one_name() -> None:
     work = Workflow("w", purpose="p", dataset="d", records=5).state(a=text()).step("one", "x")
     with pytest.raises(ConfigError, match="'one' already"):

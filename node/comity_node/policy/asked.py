@@ -83,8 +83,9 @@ ASKED: Final[Mapping[str, Asks]] = MappingProxyType(
     }
 )
 _NOTHING: Final = Asks()
-#: Actions of the language that no node asks about: what is taken to be reviewed is decided on by `record.receive`.
-UNASKED: Final = frozenset({"record.review"})
+#: Actions of the language that no node asks about: what is taken to be reviewed is decided on by `record.receive`, with
+#: the same facts. A policy may name them, as many do; they allow and forbid nothing.
+UNASKED: Final[Mapping[str, str]] = MappingProxyType({"record.review": "record.receive"})
 
 
 def asked(action: str) -> Asks:

@@ -24,8 +24,11 @@ def never(document: PolicyDocument) -> Iterator[Finding]:
     for rule in document.rules:
         for code, reason in why_never(document, rule):
             yield (warn if rule.allows else note)(code, rule, reason)
-        if rule.actions <= UNASKED:
-            yield warn("never-asked", rule, f"is about {' and '.join(sorted(rule.actions))}, which no node asks about")
+        if rule.actions <= UNASKED.keys():
+            instead = " and ".join(sorted({UNASKED[action] for action in rule.actions}))
+            about = " and ".join(sorted(rule.actions))
+            nothing = f"it {'allows' if rule.allows else 'stops'} nothing; {instead} does"
+            yield warn("never-asked", rule, f"is about {about}, which no node asks about: {nothing}")
 
 
 def never_stated(document: PolicyDocument) -> Iterator[Finding]:

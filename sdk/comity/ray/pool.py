@@ -104,7 +104,7 @@ def serve_on_ray(
         agent: `module:agent`, `path/to/file.py:agent`, or a function that makes it, called in each actor.
         control: the node's control address; None: COMITY_CONTROL.
         minimum: actors that are kept up.
-        maximum: actors at most.
+        maximum: actors at most, with those that are leaving: another one starts when one of these has left.
         idle_s: seconds for which fewer have to be enough before some leave.
         concurrency: skills that run at a time in one actor.
         num_cpus: that Ray sets aside for one actor.
@@ -151,6 +151,8 @@ class _Pool:
         self._scaler, self._node, self._arguments, self._drain_s = scaler, node, arguments, drain_s
         self._actors: dict[Any, _Actor] = {}
         self._skills: tuple[str, ...] = ()
+        #: What an actor was asked for its skills and has not answered yet.
+        self._asked: Any = None
         self._work = Report()
         self._most = self._replaced = self._killed = self._quick = 0
         self._demand = 0
@@ -159,6 +161,7 @@ class _Pool:
     def run(self, over: threading.Event, poll_s: float) -> RayReport:
         try:
             while not over.is_set():
+                self._learn_skills()
                 self._fill(self._scaler.wanted(time.monotonic(), self._ask()))
                 self._settle(poll_s, over)
         finally:
@@ -181,19 +184,23 @@ class _Pool:
             self._let_go(actor)
         if now < self._not_before:
             return
-        for _ in range(wanted - len(staying)):
+        for _ in range(min(wanted - len(staying), self._scaler.maximum - len(self._actors))):
             handle = self._kind.remote(*self._arguments)
             serving = handle.serve.remote()
             self._actors[serving] = _Actor(handle, serving, now)
-            if not self._skills:
-                self._learn_skills(handle)
+        if self._actors and not self._skills and self._asked is None:
+            self._asked = next(reversed(self._actors.values())).handle.skills.remote()
         self._most = max(self._most, len(self._actors))
 
-    def _learn_skills(self, handle: Any) -> None:  # noqa: ANN401  (Ray's own)
+    def _learn_skills(self) -> None:
+        """Take in the skills if the actor that was asked has answered; nobody waits for that."""
+        if self._asked is None or not self._ray.wait([self._asked], timeout=0)[0]:
+            return
+        asked, self._asked = self._asked, None
         try:
-            self._skills = self._ray.get(handle.skills.remote(), timeout=60.0)
-        except self._ray.exceptions.RayError as error:
-            _log.debug("the first actor does not say its skills: %s", error)  # its `serve` says why, or the next does
+            self._skills = self._ray.get(asked)
+        except self._ray.exceptions.RayError as error:  # its `serve` says why
+            _log.debug("an actor does not say its skills: %s", error)
 
     def _let_go(self, actor: _Actor) -> None:
         actor.leave_by = time.monotonic() + self._drain_s + _LEAVE_S

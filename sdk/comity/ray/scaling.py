@@ -45,6 +45,11 @@ class Scaler:
         #: When so many were needed; the numbers fall, so that there are never more entries than `maximum`.
         self._peaks: deque[tuple[float, int]] = deque()
 
+    @property
+    def maximum(self) -> int:
+        """Workers at most, those that are leaving among them."""
+        return self._settings.maximum
+
     def wanted(self, now_s: float, demand: int) -> int:
         """Return how many workers there should be.
 
