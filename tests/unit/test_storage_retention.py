@@ -12,13 +12,17 @@ import trio
 
 from comity.digest import sha256
 from comity.signing import PrivateKey
+from comity.v1.agreement_pb2 import Obligations as TermsObligations
 from comity_node.policy.lattice import Obligations
+from comity_node.protocol.token import Token
 from comity_node.runtime.certify import keep_until
 from comity_node.runtime.upkeep import Upkeep
-from comity_node.storage import audit, journal, records, retention
+from comity_node.storage import audit, journal, journeys, records, retention
 from comity_node.storage.connections import connect_readonly
 from comity_node.storage.database import Database, open_database
 from comity_node.storage.note import NoteSigner
+from kit.consortium import consortium, names
+from kit.documents import make_agreement, make_terms
 
 NOW_MS = 1_000_000_000_000
 KEY = PrivateKey.generate()
@@ -124,6 +128,66 @@ def test_the_bytes_of_a_batch_in_custody_whose_time_is_over_are_in_no_file(tmp_p
         ]
         again = await database.read(lambda c: retention.expired_offers(c, NOW_MS))
         assert again == []
+
+    with_database(tmp_path, main)
+
+
+@pytest.mark.invariant("S8")
+def test_what_a_task_of_a_flow_ended_with_is_gone_when_its_agreement_says_so(tmp_path: Path) -> None:
+    lab = consortium(*names(3))
+    day_s = 24 * 3600
+    obligations = {
+        "retained": TermsObligations(onward="never", retain_seconds=day_s),
+        "expired": TermsObligations(onward="never", expire_ms=NOW_MS),
+        "kept": TermsObligations(onward="never"),
+    }
+    digests: dict[str, bytes] = {}
+
+    def put(connection: sqlite3.Connection, name: str) -> None:
+        terms = make_terms(lab, obligations=obligations[name])
+        digest = digests[name] = sha256(terms.SerializeToString())
+        journal.put_agreement(
+            connection,
+            journal.AgreementRow(
+                digest, make_agreement(lab, terms), lab.names[0], terms.purpose, terms.dataset, NOW_MS, "active", 0
+            ),
+        )
+        ends = {1: NOW_MS - day_s * 1000, 2: NOW_MS - day_s * 1000 + 1, 3: 0, 4: 0}
+        tasks = {each: sha256(f"{name} {each}".encode())[:16] for each in ends}
+        for task in tasks.values():
+            token = Token(task, digest, "ada.example", "peer", 1, 0, b"{}", b"{}", (), NOW_MS * 2)
+            journeys.open_journeys(connection, [token], 0)
+        rows = [
+            journeys.EndRow(tasks[each], digest, "done", secret(each + sorted(obligations).index(name) * 10), (b"hop",),
+                            1, "", at_ms)
+            for each, at_ms in ends.items() if each != 4
+        ]  # fmt: skip
+        journeys.end(connection, rows)
+        journeys.heard(connection, [tasks[1], tasks[2]])  # the third has not been told
+
+    async def main(database: Database, upkeep: Upkeep) -> None:
+        for name in obligations:
+            await database.transact(partial(put, name=name))
+        await upkeep.sweep()
+        left = {}
+        for name, digest in digests.items():
+            rows = await database.read(partial(journeys.list_journeys, agreement=digest))
+            found = {sha256(f"{name} {each}".encode())[:16]: each for each in (1, 2, 3, 4)}
+            left[name] = sorted(found[row.task_id] for row in rows if row.state)
+            assert sorted(row.hops for row in rows) == [(), (b"hop",), (b"hop",), (b"hop",)], "its history stays"
+        assert left == {"retained": [2, 3], "expired": [3], "kept": [1, 2, 3]}
+        place = sorted(obligations)
+        gone = [
+            secret(1 + place.index("retained") * 10),
+            *(secret(each + place.index("expired") * 10) for each in (1, 2)),
+        ]
+        assert not any(on_disk(tmp_path, one) for one in gone)
+        logged = [one.entry for one in await database.read(audit.entries)]
+        assert {(one.action, one.agreement, one.detail["tasks"]) for one in logged} == {
+            ("journey.retention", digests["retained"], 1), ("journey.retention", digests["expired"], 2),
+        }  # fmt: skip
+        waiting = await database.read(partial(journeys.to_batch, agreement=digests["expired"], limit=10))
+        assert len(waiting) == await database.read(partial(journeys.count_to_batch, agreement=digests["expired"])) == 1
 
     with_database(tmp_path, main)
 

@@ -16,6 +16,7 @@ RELEASED = {
     2: "0c093281c037e77230a00adfd520ec8a8fc0e0e06772341d10714c6f65fc66dc",
     3: "0f6bf4bbf9821910deb7008b3d7d8febc2a47f5fc2c07ddd541a170ac81c6e0f",
     4: "17c56da66c9409d0a45dae377b488505c12ad1bb2b368cd540ffe245d67fcfe1",
+    5: "1735f84c9af91460013735879c5f234a6a6dc0f7e13338da183d5c171293ffaf",
 }
 
 
@@ -59,6 +60,26 @@ def test_an_old_database_becomes_a_new_one(connection: sqlite3.Connection, versi
         assert version_of(connection) == version_of(fresh) == schema.SCHEMA_VERSION
     assert connection.execute("SELECT value FROM meta").fetchall() == [(b"\x01",)]
     schema.check_version(connection, "node.db")
+
+
+def test_what_is_under_way_in_an_old_database_stays(connection: sqlite3.Connection) -> None:
+    old(connection, 5)
+    connection.execute("PRAGMA foreign_keys = ON")
+    task, digest = b"t" * 16, b"d" * 32
+    rows = {
+        "tokens_held": ("ada.example", task, 1, 2, digest, "bea.example", b"held"),
+        "tokens_out": ("ada.example", task, 1, 3, digest, "bea.example", "ask", 1, b"out"),
+        "journeys": (task, digest, 1, "", b"token", "", "", b"", b"", 0, b"", 7, 7),
+        "journey_ways": (task, 3, b"hops"),
+    }
+    for table, row in rows.items():
+        connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    schema.prepare(connection, "node.db")
+    assert {table: connection.execute(f"SELECT * FROM {table}").fetchone() for table in rows} == rows
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        connection.execute("INSERT INTO tokens_held SELECT * FROM tokens_held")
+    connection.execute("DELETE FROM journeys")
+    assert connection.execute("SELECT count(*) FROM journey_ways").fetchone() == (0,), "a task goes with its way"
 
 
 @pytest.mark.parametrize("version", RELEASED)

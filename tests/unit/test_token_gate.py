@@ -615,3 +615,18 @@ def test_who_has_to_wait_for_a_rate_or_a_person_is_told_for_how_long(tmp_path: P
         assert denied.retry_after_s == 5.0
 
     parties(tmp_path, main, **owed)
+
+
+def test_what_is_counted_for_ever_is_no_reason_to_wait(tmp_path: Path) -> None:
+    """A quota that is used up stays so: the task goes elsewhere, also where the rule has a rate that opens again."""
+    agreed = agree(LAB)
+    owed = "rate: {records: 2, per: 1m}, quota: {records: 1}"
+
+    async def main(ada: Party, bea: Party, cyd: Party) -> None:
+        first, second = await ada.out(agreed, BEA, token(), token(1))
+        assert isinstance(first, Token)
+        assert isinstance(second, Denied)
+        assert "the quota of rule" in second.reason
+        assert second.retry_after_s == 0.0
+
+    parties(tmp_path, main, ada=policy(ADA, obligations={"record.send": owed}))

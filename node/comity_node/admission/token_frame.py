@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from comity.agreement import Agreed
 from comity.errors import AgreementError, InvalidRecord, PolicyDenied
@@ -18,6 +18,9 @@ from comity_node.policy.conditions import LabelValue
 from comity_node.policy.model import Decision, Obligations, Onward, Request
 from comity_node.protocol.flow import Flow
 from comity_node.protocol.token import Token
+
+#: Agreements, and decisions under one, of which it is remembered what is owed.
+_PROMISES_KEPT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +36,61 @@ class Owed:
     has_form: bool
 
 
+class Promises:
+    """What is owed under agreements, which never changes: remembered, since each batch of tokens asks for it."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._promised: dict[bytes, Obligations] = {}
+        self._owed: dict[tuple[bytes, int, bool], tuple[Obligations, Owed]] = {}
+
+    def promised(self, agreed: Agreed) -> Obligations:
+        """Return what an agreement asks for."""
+        promised = self._promised.get(agreed.digest)
+        if promised is None:
+            promised = duties.from_terms(agreed.terms.obligations)
+            _make_room(self._promised)
+            self._promised[agreed.digest] = promised
+        return promised
+
+    def owed(self, agreed: Agreed, asked: Obligations, *, leaves: bool) -> Owed:
+        """Return what an agreement and a decision ask for together.
+
+        Raises:
+            PolicyDenied: the agreement binds others to less than the decision asks of them.
+        """
+        key = (agreed.digest, id(asked), leaves)
+        if (known := self._owed.get(key)) is not None:  # it is the same object: it is kept, so the id is its own
+            return known[1]
+        if leaves:
+            check_promised(agreed, asked, OF_OTHERS)
+        owed = duties.merge(self.promised(agreed), asked)
+        both = Owed(owed, bool(owed.redact or owed.generalize or owed.mask or owed.hash))
+        _make_room(self._owed)
+        self._owed[key] = asked, both
+        return both
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= _PROMISES_KEPT:
+        kept.clear()
+
+
 class Frame:
     """One agreement, as it is at the moment in which tokens pass."""
 
-    def __init__(self, gate: Gate, datasets: Mapping[str, Dataset], agreed: Agreed, flow: Flow) -> None:
+    def __init__(
+        self, gate: Gate, datasets: Mapping[str, Dataset], agreed: Agreed, flow: Flow, promises: Promises
+    ) -> None:  # fmt: skip
         """Look at everything that is the same for all of them."""
         self.agreed = agreed
         self.flow = flow
         self.me = gate.identity.organization
-        self.promised = duties.from_terms(agreed.terms.obligations)
+        self.promised = promises.promised(agreed)
         self.now_ms = gate.now_ms()
+        self._promises = promises
+        self._requests: dict[tuple[str, str, str, frozenset[str]], Request] = {}
+        self._parties: set[tuple[str, str]] = set()
         self._datasets = datasets
         self._labels: Mapping[str, LabelValue] = terms_labels(agreed, gate.asks)
         self._asks_bytes, self._asks_distance = gate.asks("bytes"), gate.asks("distance")
@@ -74,19 +122,38 @@ class Frame:
         self, other: str, action: str, role: str, state: Mapping[str, Any], token: Token, hop: FlowHop | None = None
     ) -> Request:
         """Return the question about a token; `hop` is the last one of a token that comes in."""
-        labels = self._labels
+        fields = paths_of(state)
         if self._asks_bytes or self._asks_distance:
-            labels = self._more_labels(state, token, hop)
+            return self._request(other, action, role, fields, self._more_labels(state, token, hop))
+        request = self._requests.get(key := (other, action, role, fields))
+        if request is None:
+            request = self._requests[key] = self._request(other, action, role, fields, self._labels)
+        return request
+
+    def _request(
+        self, other: str, action: str, role: str, fields: frozenset[str], labels: Mapping[str, LabelValue]
+    ) -> Request:
+        terms = self.agreed.terms
         return Request(
-            action=action,
-            organization=other,
-            role=role,
-            purpose=self.agreed.terms.purpose,
-            dataset=self.agreed.terms.dataset,
-            kind="synthetic",
-            fields=paths_of(state),
-            labels=labels,
-        )
+            action=action, organization=other, role=role, purpose=terms.purpose, dataset=terms.dataset,
+            kind="synthetic", fields=fields, labels=labels,
+        )  # fmt: skip
+
+    def check_parties(self, sender: str, home: str) -> None:
+        """Check that `sender` may bring a token of `home` here now.
+
+        Raises:
+            AgreementError: it may not; says why.
+        """
+        if (sender, home) in self._parties:
+            return
+        agreed = self.agreed
+        agreed.check_active(self.now_ms)
+        if not {self.me, sender, home} <= agreed.participants or home not in agreed.homes:
+            raise AgreementError(f"{sender} brought a token of somebody who does not take part")
+        if home not in (self.me, sender) and not self.onward:
+            raise AgreementError("the agreement does not let it go on from one organization to a third (onward)")
+        self._parties.add((sender, home))
 
     def _more_labels(self, state: Mapping[str, Any], token: Token, hop: FlowHop | None) -> Mapping[str, LabelValue]:
         labels = dict(self._labels)
@@ -106,15 +173,14 @@ class Frame:
                 done to a task under way: noise would be drawn at each hop anew, and rows that pass by themselves are no
                 batch to be rare in.
         """
-        if leaves:
-            check_promised(self.agreed, decision.obligations, OF_OTHERS)
-        owed = duties.merge(self.promised, decision.obligations)
+        both = self._promises.owed(self.agreed, decision.obligations, leaves=leaves)
+        owed = both.obligations
         if owed.noise or owed.k_anonymity:
             what = "noise" if owed.noise else "k_anonymity"
             raise PolicyDenied(f"{what} cannot be done to a task under way: have the rule ask for it of records alone")
         if owed.expire_ms is not None and owed.expire_ms <= self.now_ms:
             raise PolicyDenied("its obligations say that it must be gone by now (expire)")
-        return Owed(owed, bool(owed.redact or owed.generalize or owed.mask or owed.hash))
+        return both
 
     def measure(self, least: float, state: Mapping[str, Any]) -> bool:
         """Return whether a state is a whole row, and then one that is far enough from private ones; else it is none.

@@ -31,7 +31,7 @@ from comity.v1.flow_pb2 import FlowHop
 from comity_node.admission.attested import DISTANCE
 from comity_node.admission.drafts import Dataset
 from comity_node.admission.gate import Gate, Question
-from comity_node.admission.token_frame import Frame, Owed, attests
+from comity_node.admission.token_frame import Frame, Owed, Promises, attests
 from comity_node.admission.token_groups import (
     MOST_RULES,
     Denied,
@@ -48,8 +48,9 @@ from comity_node.admission.token_groups import (
 from comity_node.admission.token_hops import KIND, HopReader, Proof, read_hop
 from comity_node.policy import obligations as duties
 from comity_node.policy.model import Decision, Request
-from comity_node.protocol.flow import Flow, check_cursor, check_state, current, decode_cursor
-from comity_node.protocol.token import HOME, Token, check_token, decode_state, encode_state
+from comity_node.protocol.flow import Flow, check_state, current
+from comity_node.protocol.token import HOME, Token, check_token, encode_state
+from comity_node.protocol.token_read import fitting, state_of
 from comity_node.protocol.token_wire import content_digest
 from comity_node.storage import audit
 
@@ -88,6 +89,7 @@ class TokenGate:
         self._datasets = datasets
         self._reader = HopReader(gate.identity, trust, gate.now_ms)
         self._node = str(gate.identity.node)
+        self._promises = Promises()
         self._own = trio.CapacityLimiter(1)
         #: One core for each organization at most.
         self._checkers: dict[str, trio.CapacityLimiter] = {}
@@ -101,6 +103,9 @@ class TokenGate:
     def chains(self) -> HopReader:
         """The chains of those who have signed hops."""
         return self._reader
+
+    def _frame(self, agreed: Agreed, flow: Flow) -> Frame:
+        return Frame(self._gate, self._datasets, agreed, flow, self._promises)
 
     # -- out -------------------------------------------------------------------------------------------------------
 
@@ -123,7 +128,7 @@ class TokenGate:
         while True:
             await self._gate.look()
             policy = self._gate.policy
-            frame = Frame(self._gate, self._datasets, agreed, flow)
+            frame = self._frame(agreed, flow)
             groups = await self._off_loop(lambda: self._prepare(frame, to, leaving), len(leaving), self._own)  # noqa: B023  (awaited at once)
             out: list[Token | Denied] = []
 
@@ -142,12 +147,14 @@ class TokenGate:
     def _prepare(self, frame: Frame, to: str, leaving: Sequence[Leaving]) -> list[Group]:
         """Group tokens, bring them into form, and write and sign their hops. Nothing of it is given away here."""
         groups: dict[object, Group] = {}
+        last: tuple[Request, Group] | None = None
         for place, one in enumerate(leaving):
-            state = decode_state(one.token.state)
+            state = state_of(one.token.state)
             request = frame.request(to, "record.send", one.role, state, one.token)
-            group = groups.get(key := key_of(request))
-            if group is None:
-                group = groups[key] = self._group(frame, request)
+            if last is None or request is not last[0]:  # of those that are alike a frame makes one
+                key = key_of(request)
+                last = request, groups.get(key) or groups.setdefault(key, self._group(frame, request))
+            group = last[1]
             if isinstance(group.owed, Denied):
                 group.refused[place] = group.owed
                 continue
@@ -169,7 +176,7 @@ class TokenGate:
             return Group(request, decision, Denied(str(error), decision.rules))
 
     def _shape(
-        self, frame: Frame, to: str, one: Leaving, place: int, state: dict[str, Any], decision: Decision, owed: Owed
+        self, frame: Frame, to: str, one: Leaving, place: int, state: Mapping[str, Any], decision: Decision, owed: Owed
     ) -> Ready:
         """Bring a token into the form in which it may leave, and write its hop.
 
@@ -239,8 +246,8 @@ class TokenGate:
         Nothing is counted and nothing is written down: that was done when it passed.
         """
         try:
-            frame = Frame(self._gate, self._datasets, agreed, flow)
-            state = decode_state(token.state)
+            frame = self._frame(agreed, flow)
+            state = state_of(token.state)
             decision = self._gate.consider(frame.request(to, "record.send", role, state, token))
             if not decision.allowed:
                 return decision.reason
@@ -270,16 +277,18 @@ class TokenGate:
         Raises:
             StorageError: nothing was decided.
         """
-        frame = Frame(self._gate, self._datasets, agreed, flow)
+        frame = self._frame(agreed, flow)
         limiter = self._checkers.setdefault(sender.organization, trio.CapacityLimiter(1))
         checked = await self._off_loop(
             lambda: [self._check(frame, sender, token) for token in tokens], len(tokens), limiter
         )
         out: list[Denied | None] = [one if isinstance(one, Denied) else None for one in checked]
         groups: dict[object, list[tuple[int, _Arrived]]] = {}
+        keys: dict[int, object] = {}
         for place, one in enumerate(checked):
             if isinstance(one, _Arrived):
-                groups.setdefault((key_of(one.request), one.proof.head), []).append((place, one))
+                key = keys.get(id(one.request)) or keys.setdefault(id(one.request), key_of(one.request))
+                groups.setdefault((key, one.proof.head), []).append((place, one))
         await self._gate.look()
         asked = [about for members in groups.values() for about in self._ask_in(agreed, members)]
         if not asked:
@@ -323,11 +332,10 @@ class TokenGate:
             raise AgreementError("the deadline of the task is over")
         if token.home != frame.me and token.deadline_ms > frame.latest_ms + _SKEW_MS:
             raise AgreementError("the deadline of the task is later than its agreement lets it be")
-        _check_parties(frame, sender, token)
-        cursor = decode_cursor(token.cursor)
-        check_cursor(frame.flow, cursor, token.home, over=token.outcome.over)
-        state = decode_state(token.state)
-        check_state(frame.flow, state)
+        if token.agreement != frame.agreed.digest:
+            raise AgreementError("the token is of another agreement")
+        frame.check_parties(sender.organization, token.home)
+        cursor, state = fitting(frame.flow, token, over=token.outcome.over)
         if hop.role != HOME:
             step = current(frame.flow, cursor)
             if step.skill != hop.role or not step.at.allows(frame.me, token.home) or token.outcome:
@@ -341,17 +349,6 @@ class TokenGate:
         if many <= _FEW:
             return work()
         return await trio.to_thread.run_sync(work, limiter=limiter)
-
-
-def _check_parties(frame: Frame, sender: Attested, token: Token) -> None:
-    agreed = frame.agreed
-    agreed.check_active(frame.now_ms)
-    if token.agreement != agreed.digest:
-        raise AgreementError("the token is of another agreement")
-    if not {frame.me, sender.organization, token.home} <= agreed.participants or token.home not in agreed.homes:
-        raise AgreementError(f"{sender.organization} brought a token of somebody who does not take part")
-    if token.home not in (frame.me, sender.organization) and not frame.onward:
-        raise AgreementError("the agreement does not let it go on from one organization to a third (onward)")
 
 
 def _judge(

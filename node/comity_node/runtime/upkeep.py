@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import trio
 
-from comity.errors import StorageFull
+from comity.agreement import read_terms
+from comity.errors import ComityError, StorageFull
 from comity_node.admission.approvals import Approvals
+from comity_node.policy import obligations as duties
 from comity_node.runtime.seams import TaskStatus
 from comity_node.storage import audit, commitments, journal, journeys, records, retention, tokens
 from comity_node.storage.database import Database
@@ -63,9 +65,9 @@ class Upkeep:
     async def sweep(self) -> None:
         """Delete records whose retention is over, each with an audit entry, and forget what is long done.
 
-        Those are certified records, and batches in custody. What is left after some thousands goes in the next sweep.
-        Their bytes are overwritten in the file and in the write-ahead log; what a file system or a disk keeps of blocks
-        that were freed is not ours to know.
+        Those are certified records, batches in custody, and what own tasks of flows ended with. What is left after some
+        thousands goes in the next sweep. Their bytes are overwritten in the file and in the write-ahead log; what a
+        file system or a disk keeps of blocks that were freed is not ours to know.
         """
         deleted = 0
         for _ in range(_BATCHES):
@@ -74,7 +76,7 @@ class Upkeep:
             if not more:
                 break
         if deleted:
-            log.info("deleted %d records and batches whose retention is over", deleted)
+            log.info("deleted %d records, batches and rows of tasks whose retention is over", deleted)
             self._unfolded = True
         if self._unfolded:  # at the first sweep too: an earlier run may have been killed before it came to this
             self._unfolded = not await self._database.fold()
@@ -89,6 +91,7 @@ class Upkeep:
                 audit.append(connection, _record_entry(record), now_ms)
             records.delete_records(connection, gone)
             offers = _drop_offers(connection, now_ms)
+            states = _drop_states(connection, now_ms)
             batches = journal.forget_offers(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
             tasks = journal.forget_tasks(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
             sealed = commitments.forget_sealed(connection, now_ms - _KEEP_MS, limit=_PER_BATCH)
@@ -101,6 +104,7 @@ class Upkeep:
             done = [
                 len(gone),
                 offers,
+                states,
                 journal.forget(connection, now_ms, limit=_PER_BATCH),
                 batches,
                 tasks,
@@ -109,7 +113,7 @@ class Upkeep:
                 tokens.forget_seen(connection, now_ms, limit=_PER_BATCH),
                 audit.thin_checkpoints(connection, limit=_PER_BATCH),
             ]
-            return len(gone) + offers, _PER_BATCH in done
+            return len(gone) + offers + states, _PER_BATCH in done
 
         return await self._database.transact(write)
 
@@ -123,6 +127,42 @@ def _record_entry(record: records.StoredRecord) -> audit.AuditEntry:
         agreement=record.agreement_digest,
         detail={"reason": "its retention is over", "task": record.task_id.hex(), "dataset": record.dataset},
     )
+
+
+def _drop_states(connection: sqlite3.Connection, now_ms: int) -> int:
+    """Delete what tasks of flows ended with, of those that end under terms that say for how long; returns how many.
+
+    Others have written in it, under the same obligations that they keep. Terms that cannot be read by this version say
+    nothing: their tasks go with all others (`_KEEP_MS`).
+    """
+    dropped = 0
+    for digest, agreement in journeys.agreements_of(connection):
+        until_ms = _kept_until(agreement, now_ms)
+        room = _PER_BATCH - dropped
+        if until_ms is None or not (gone := journeys.forget_states(connection, digest, until_ms, limit=room)):
+            continue
+        entry = audit.AuditEntry(
+            kind="deletion",
+            action="journey.retention",
+            agreement=digest,
+            detail={"reason": "its retention is over", "tasks": gone},
+        )
+        audit.append(connection, entry, now_ms)
+        dropped += gone
+        if dropped >= _PER_BATCH:
+            break
+    return dropped
+
+
+def _kept_until(agreement: bytes, now_ms: int) -> int | None:
+    """Return by when a task has to have ended that what it ended with has to be gone by now; None: it may stay."""
+    try:
+        owed = duties.from_terms(read_terms(agreement).terms.obligations)
+    except ComityError:
+        return None
+    if owed.expire_ms is not None and owed.expire_ms <= now_ms:
+        return now_ms
+    return None if owed.retain_ms is None else now_ms - owed.retain_ms
 
 
 def _drop_offers(connection: sqlite3.Connection, now_ms: int) -> int:

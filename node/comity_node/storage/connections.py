@@ -17,6 +17,10 @@ from comity_node.storage import schema
 _BUSY_TIMEOUT_MS: Final = 5000
 #: The write-ahead log is cut back to this after a checkpoint.
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
+#: Pages of the log after which it is folded into the file (16 MiB): a page that changes often is written there once.
+_FOLD_PAGES: Final = 4096
+#: Memory for pages of the file, in KiB: tasks under way are read and changed at each hop, and SQLite's 2 MiB hold few.
+_CACHE_KIB: Final = 32 * 1024
 
 _ADVICE: Final = {
     sqlite3.SQLITE_READONLY: "it is read-only; check its owner and mode, and that the file system is mounted writable",
@@ -159,6 +163,8 @@ def _configure(writer: sqlite3.Connection, name: str, max_bytes: int | None) -> 
         "cell_size_check = ON",
         "secure_delete = ON",
         "temp_store = MEMORY",
+        f"cache_size = -{_CACHE_KIB}",
+        f"wal_autocheckpoint = {_FOLD_PAGES}",
         f"journal_size_limit = {_JOURNAL_BYTES}",
     ):
         writer.execute(f"PRAGMA {pragma}")

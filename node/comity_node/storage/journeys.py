@@ -48,7 +48,7 @@ class JourneyRow:
         checkpoint: what it can start again from; None once it is over.
         ending: how it ended; empty while it is under way.
         reason: of an ending that is not "done".
-        state: its row at the end.
+        state: its row at the end; empty once the agreement's retention is over.
         hops: signed, oldest first: of the end, or while it is under way of the checkpoint.
         updated_ms: when it changed last.
     """
@@ -212,7 +212,7 @@ def to_batch(
     """Return (task, row, hops) of at most `limit` (up to 1000) records that wait for review, oldest first."""
     rows = connection.execute(
         "SELECT task_id, state, hops FROM journeys WHERE agreement_digest = ? AND ending = 'done' AND record_task = x''"
-        " ORDER BY updated_ms LIMIT ?",
+        " AND state <> x'' ORDER BY updated_ms LIMIT ?",
         (agreement, min(limit, _MAX_PAGE)),
     )
     return [(task_id, state, unpack(hops)) for task_id, state, hops in rows]
@@ -221,7 +221,8 @@ def to_batch(
 def count_to_batch(connection: sqlite3.Connection, agreement: bytes) -> int:
     """Return how many records of an agreement wait for review."""
     row = connection.execute(
-        "SELECT count(*) FROM journeys WHERE agreement_digest = ? AND ending = 'done' AND record_task = x''",
+        "SELECT count(*) FROM journeys WHERE agreement_digest = ? AND ending = 'done' AND record_task = x''"
+        " AND state <> x''",
         (agreement,),
     ).fetchone()
     return int(row[0])
@@ -248,6 +249,28 @@ def journey_of_record(connection: sqlite3.Connection, record_task: bytes) -> byt
         "SELECT task_id FROM journeys WHERE record_task = ? AND record_task <> x''", (record_task,)
     ).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def agreements_of(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
+    """Return (digest, `Agreement` message) of the agreements under which there are tasks: as many as were signed."""
+    rows = connection.execute(
+        "SELECT digest, agreement FROM agreements"
+        " WHERE EXISTS (SELECT 1 FROM journeys WHERE agreement_digest = agreements.digest AND ending <> '')"
+    )
+    return [(bytes(digest), bytes(agreement)) for digest, agreement in rows]
+
+
+def forget_states(connection: sqlite3.Connection, agreement: bytes, until_ms: int, *, limit: int = _MAX_PAGE) -> int:
+    """Delete the rows that at most `limit` (up to 1000) tasks ended with by a time, and return of how many.
+
+    How they ended and their signed hops, which hold digests, stay. A record that waits for its review goes, too.
+    """
+    changed = connection.execute(
+        "UPDATE journeys SET state = x'' WHERE task_id IN (SELECT task_id FROM journeys WHERE agreement_digest = ?"
+        " AND ending <> '' AND heard = 1 AND updated_ms <= ? AND state <> x'' LIMIT ?)",
+        (agreement, until_ms, min(limit, _MAX_PAGE)),
+    )
+    return changed.rowcount
 
 
 def forget_journeys(connection: sqlite3.Connection, before_ms: int, *, limit: int = _MAX_PAGE) -> int:

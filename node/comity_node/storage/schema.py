@@ -14,7 +14,7 @@ from comity_node.storage.tables import audit, enforcement, holdings, passing, re
 #: `PRAGMA application_id`: "cmty" in ASCII.
 APPLICATION_ID: Final = 0x636D7479
 #: `PRAGMA user_version` of the tables.
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 #: STRICT tables came with 3.37, JSON functions in every build with 3.38.
 MIN_SQLITE: Final = (3, 38, 0)
 
@@ -24,6 +24,7 @@ ADDED: Final = {
     3: holdings.BULK + enforcement.REVOCATIONS,
     4: enforcement.POLICIES + enforcement.ENFORCEMENT + audit.WITNESSES + work.NEGOTIATIONS,
     5: passing.PASSING + reviewing.REVIEWING,
+    6: passing.IN_ORDER,
 }
 
 
@@ -43,7 +44,7 @@ def check_library() -> None:
 def prepare(connection: sqlite3.Connection, name: str) -> None:
     """Create the tables in an empty database, or check that they are those of this build or can be brought there.
 
-    What an older version lacks is added, in one transaction; nothing that is there is changed.
+    What an older version lacks is added, in one transaction; no row that is there is lost or changed.
 
     Args:
         connection: a connection in autocommit mode that may write.

@@ -76,3 +76,47 @@ CREATE TABLE hop_signers (
   seen_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
+
+#: Added in version 6: what has a token's or hops' bytes in it lies in the order in which it came, so that what is put
+#: in together is taken out of the same pages together; by its key, as before, half of each row overflowed its page.
+IN_ORDER: Final = """
+CREATE TABLE tokens_held_in_order (
+  home TEXT NOT NULL,
+  task_id BLOB NOT NULL CHECK (length(task_id) = 16),
+  attempt INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  agreement_digest BLOB NOT NULL CHECK (length(agreement_digest) = 32),
+  sender TEXT NOT NULL,
+  body BLOB NOT NULL,
+  PRIMARY KEY (home, task_id, attempt, sequence)
+) STRICT;
+INSERT INTO tokens_held_in_order SELECT * FROM tokens_held;
+DROP TABLE tokens_held;
+ALTER TABLE tokens_held_in_order RENAME TO tokens_held;
+
+CREATE TABLE tokens_out_in_order (
+  home TEXT NOT NULL,
+  task_id BLOB NOT NULL CHECK (length(task_id) = 16),
+  attempt INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  agreement_digest BLOB NOT NULL CHECK (length(agreement_digest) = 32),
+  to_organization TEXT NOT NULL,
+  role TEXT NOT NULL,
+  passed INTEGER NOT NULL CHECK (passed IN (0, 1)),
+  body BLOB NOT NULL,
+  PRIMARY KEY (home, task_id, attempt, sequence)
+) STRICT;
+INSERT INTO tokens_out_in_order SELECT * FROM tokens_out;
+DROP TABLE tokens_out;
+ALTER TABLE tokens_out_in_order RENAME TO tokens_out;
+
+CREATE TABLE journey_ways_in_order (
+  task_id BLOB NOT NULL REFERENCES journeys ON DELETE CASCADE,
+  sequence INTEGER NOT NULL,
+  hops BLOB NOT NULL,
+  PRIMARY KEY (task_id, sequence)
+) STRICT;
+INSERT INTO journey_ways_in_order SELECT * FROM journey_ways;
+DROP TABLE journey_ways;
+ALTER TABLE journey_ways_in_order RENAME TO journey_ways;
+"""
