@@ -3,13 +3,17 @@
 Every step of every row is done at another organization than the one before; tokens go straight from one to the next. In
 the arm `comity-memory-home` they come home after each step, as they do where an agreement does not let them go onward.
 What is left out against `comity-full` are signatures, policy, disk and links; engine and router are the same.
+
+What a hop costs whoever decides on it (`Case.control_ms`) is charged once for each hop, at the gateway of the
+organization that picked who does it, one hop after the other: in `comity-memory` of the home for a row's first hop and
+then of the organization that has the row, in `comity-memory-home` of the home for every hop, as in the central arms.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from time import perf_counter
@@ -22,8 +26,9 @@ from bench.runtime.central import Run
 from bench.runtime.trio_client import TrioBackend, TrioClerk, open_backend
 from comity.errors import NoWorker
 from comity_node.protocol.flow import Flow, read_flow
+from comity_node.protocol.token import HOME, Token
 from comity_node.runtime.passing.limits import PassingLimits
-from comity_node.runtime.passing.ports import End, Routing
+from comity_node.runtime.passing.ports import End, Gateway, Outgoing, Refusal, Routing
 from comity_node.runtime.passing.world import MemorySink, MemoryWorld, task_ids
 from comity_node.runtime.router import Router
 from comity_node.runtime.router_flows import FlowRouting
@@ -61,7 +66,6 @@ class Agents:
         self._script = flows.Script(run.rows)
         self._backend = backend
         self._attempts = attempts
-        self._clerk = TrioClerk(run.case.control_ms / 1000)
         self._skills = flows.skills_at(site)
 
     def skills(self) -> tuple[str, ...]:
@@ -75,10 +79,29 @@ class Agents:
         key = (state["row"], state["hop"])
         attempt = self._attempts[key]
         self._attempts[key] += 1
-        await self._clerk.decide()
         seconds = self._run.shape.seconds(*key, attempt) if attempt else hop.seconds
         await self._backend.call(hop.pool, self._site, seconds)
         return self._script.answer(state)
+
+
+class Deciding:
+    """A gateway at which each hop that is sent to somebody costs what it costs to decide on it."""
+
+    def __init__(self, inner: Gateway, cost_s: float) -> None:
+        """Stand in front of `inner`; a hop costs `cost_s` seconds, and the next one waits."""
+        self._inner = inner
+        self._clerk = TrioClerk(cost_s)
+
+    async def leave(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
+        """Decide on each row, but not on those that only come home; then let them out."""
+        for row in rows:
+            if row.role != HOME:
+                await self._clerk.decide()
+        return await self._inner.leave(to, rows)
+
+    async def arrive(self, sender: str, tokens: Sequence[Token]) -> Sequence[Refusal | None]:
+        """Let tokens in."""
+        return await self._inner.arrive(sender, tokens)
 
 
 class NoAgents:
@@ -137,6 +160,7 @@ class ComityMemory:
                 limits=limits(run.case.mean_s),
                 onward=self._onward,
                 routing=routing,
+                gateway=lambda _, inner: Deciding(inner, run.case.control_ms / 1000) if run.case.control_ms else inner,
             )
             await nursery.start(world.run)
             began = perf_counter()

@@ -100,6 +100,11 @@ def collect_work(reading: WorkReading) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "comity_hedges", "Stragglers that a second one was asked for.", value=passing.get("passing.hedged", 0)
     )
+    yield CounterMetricFamily(
+        "comity_calls_made_twice",
+        "Calls of own agents that were made a second time.",
+        value=passing.get("passing.called_twice", 0),
+    )
     yield from _queues(reading.queues)
     yield from _router(reading.router)
     yield from _calls(reading.calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 
 from comity.agreement import parse_terms
 from comity.errors import AgreementError, CertificateInvalid, ConfigError, LinkClosed
+from comity.evidence import make_evidence
 from comity.provenance import verify_provenance
 from comity.v1 import flow_pb2 as pb
 from comity.v1.agreement_pb2 import Proposal
@@ -18,7 +20,7 @@ from comity.v1.task_pb2 import Receipt
 from comity_node.admission.token_hops import verify_journey
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.storage import journeys, records
-from kit.documents import make_terms
+from kit.documents import agree, make_terms, make_vote
 from kit.lab import Agents, Lab, policy, run, until
 
 ADA, BEA, CYD = "org00.example", "org01.example", "org02.example"
@@ -103,6 +105,42 @@ def test_a_flow_over_two_organizations_makes_certified_records(tmp_path: Path) -
     lab.verify_audit_logs()
     for name in (ADA, BEA, CYD):
         assert not lab.members[name].rows("SELECT 1 FROM tokens_held UNION ALL SELECT 1 FROM tokens_out")
+
+
+@pytest.mark.invariant("S9")
+def test_who_is_suspended_is_given_no_more_tasks_and_those_it_has_come_home(tmp_path: Path) -> None:
+    lab = World(tmp_path)
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        lab.members[BEA].hold()
+        lab.members[CYD].hold()
+        await lab.submit(ADA, **only(SEQUENCE, records_per_organization=2, batch_records=2, lease_seconds=30))
+
+        async def out() -> bool:
+            return len(lab.members[BEA].calls) + len(lab.members[CYD].calls) == 2
+
+        await until(out, "both tasks are at others'")
+        before = len(lab.members[BEA].calls)
+        agreed = agree(lab.consortium)
+        one, other = (make_vote(lab.consortium, agreed, BEA, score) for score in (9000, 100))
+        proof = make_evidence(one.envelope, one.chain, other.envelope, other.chain)
+        runtime = lab.members[ADA].up.runtime
+        assert await runtime.suspensions.found(proof)
+        await trio.sleep(0.2)  # who offers a skill is remembered for so long
+        (digest,) = (bytes.fromhex(row[0]) for row in lab.members[ADA].rows("SELECT hex(digest) FROM agreements"))
+        pacts = runtime.flows.engine._ports.pacts
+        assert pacts.offering(digest, "label") == (ADA, CYD)
+        for name in (BEA, CYD):
+            lab.members[name].free.set()
+        await until(partial(_ended, lab, 2), "what was out has come home")
+        assert lab.members[BEA].calls.count("label") == before
+
+    run(main)
+
+
+async def _ended(lab: Lab, many: int) -> bool:
+    return await journey_states(lab, ADA) == {"done": many}
 
 
 async def check_ways(lab: Lab) -> None:

@@ -10,12 +10,14 @@ import pytest
 import trio
 import trio.testing
 
+from comity.agreement import parse_terms
 from comity.certificate import CheckedReview
 from comity.commitment import commit
 from comity.envelope import open_document
 from comity.errors import CertificateInvalid, ComityError, EnvelopeError
 from comity.evidence import MAX_EVIDENCE, Proven, make_evidence, verify_evidence
 from comity.signing import peer_id_bytes
+from comity.v1.agreement_pb2 import Agreement
 from comity.v1.task_pb2 import Evidence, Receipt, Review, ReviewDelivery, ReviewedTask
 from comity_node.cli.audit_common import entries_of
 from comity_node.cli.audit_show import _Evidence, _signed
@@ -27,7 +29,7 @@ from comity_node.transport.memory import MemoryNetwork
 from kit.consortium import NOW_MS, Consortium, consortium, names
 from kit.documents import agree, make_review, make_vote, sign_review
 from kit.gossiping import Gossiper, link_all
-from kit.lab import Lab, now_ms, policy, run
+from kit.lab import Lab, now_ms, policy, run, until
 
 FIVE = names(5)
 ADA, BEA, CYD, DAN, EVE = FIVE
@@ -176,7 +178,7 @@ def test_who_votes_twice_is_suspended_and_the_others_go_on(tmp_path: Path) -> No
         await lab.stop(ADA)
         await lab.start(nursery, ADA)
         assert lab.members[ADA].up.runtime.suspensions.now() == {EVE}, "it is on disk"
-        second = await lab.submit(ADA, records_per_organization=4, batch_records=1)
+        second = await lab.submit(ADA, records_per_organization=4, batch_records=1, minimum_participants=4)
         await lab.until_done(second, ADA)
         assert await lab.counts(ADA) == {"certified": 5}
         asked = {one.receiver for one in lab.network.carried if (one.sender, one.kind) == (ADA, "task-offer")}
@@ -225,10 +227,18 @@ def test_where_too_many_are_suspended_the_records_end_and_it_is_said_why(tmp_pat
 
     async def main(nursery: trio.Nursery) -> None:
         await lab.start(nursery)
-        for liar in (DAN, EVE):
-            assert await lab.members[ADA].up.runtime.suspensions.found(proof(lab.consortium, liar))
+        ada = lab.members[ADA]
+        ada.hold()
         workflow = {"records_per_organization": 2, "batch_records": 2, "minimum_participants": 5}
         workflow_id = await lab.submit(ADA, **workflow)
+
+        async def begun() -> bool:
+            return bool(ada.calls)
+
+        await until(begun, "the agreement runs")
+        for liar in (DAN, EVE):
+            assert await ada.up.runtime.suspensions.found(proof(lab.consortium, liar))
+        ada.free.set()
         await lab.until_done(workflow_id)
         rows = lab.members[ADA].rows("SELECT state, reason FROM tasks")
         assert [state for state, _ in rows] == ["refused"] * 2
@@ -236,6 +246,35 @@ def test_where_too_many_are_suspended_the_records_end_and_it_is_said_why(tmp_pat
         assert len(lab.members[ADA].up.runtime.suspensions.warnings()) == 2
 
     run(main)
+
+
+@pytest.mark.invariant("S9")
+def test_who_is_suspended_is_offered_no_new_agreement_and_gets_none_signed(tmp_path: Path) -> None:
+    """By the initiator that knows of the lie, and by a participant that does; with whoever is left they go on."""
+    lab = Lab(tmp_path, 5)
+    workflow = {"records_per_organization": 1, "batch_records": 1, "minimum_participants": 4}
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        for name in (ADA, BEA):
+            assert await lab.members[name].up.runtime.suspensions.found(proof(lab.consortium, EVE))
+        first = await lab.submit(ADA, **workflow)
+        await lab.until_done(first, ADA)
+        assert {one.sender for one in lab.network.carried if (one.receiver, one.kind) == (EVE, "proposal")} == set()
+        with pytest.raises(AssertionError, match="suspended here: comity audit evidence"):
+            await lab.until_done(await lab.submit(ADA, **{**workflow, "minimum_participants": 5}), ADA)
+        second = await lab.submit(EVE, **{**workflow, "minimum_participants": 3})
+        await lab.until_done(second, EVE)  # without those who know
+        (terms,) = [parse_terms(Agreement.FromString(raw).terms).terms for raw in agreements_of(lab, EVE)]
+        assert list(terms.participants) == [CYD, DAN, EVE]
+
+    run(main)
+
+
+def agreements_of(lab: Lab, initiator: str) -> list[bytes]:
+    return [
+        raw for (raw,) in lab.members[initiator].rows("SELECT agreement FROM agreements WHERE initiator = ?", initiator)
+    ]
 
 
 @pytest.mark.invariant("S9")

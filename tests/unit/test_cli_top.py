@@ -30,7 +30,10 @@ class Node(pb_grpc.ControlServiceServicer):
         self.asked += 10
         status = pb.GetStatusResponse(
             organization="mercy.example", node="spiffe://mercy.example/node/n1", consortium="tumours", bundle_epoch=3,
-            version="1", started_ms=1, counters={"passing.open": 4, "passing.custody": 5, "outbox": 6},
+            version="1", started_ms=1, counters={
+                "passing.open": 4, "passing.custody": 5, "outbox": 6, "passing.taken_over": 1, "passing.hedged": 2,
+                "passing.called_twice": 3,
+            },
             warnings=["the certificate\x1b[2J expires"], fair_organizations=0.75, fair_workflows=1.0,
             audit_entries=self.asked, database_bytes=2_500_000,
         )  # fmt: skip
@@ -75,7 +78,8 @@ def test_top_once_shows_all_tables_without_what_steers_a_terminal(cli: Cli, node
     code, out, _ = cli("top", "--once", "--interval", "0.1")
     assert code == 0
     for said in (
-        "spiffe://mercy.example/node/n1", "4 own on their way, 5 of others here", "2.5 MB", "0.75 of organizations",
+        "spiffe://mercy.example/node/n1", "4 own on their way, 5 of others here",
+        "1 after their lease, 2 given to a second one, 3 calls of own agents", "2.5 MB", "0.75 of organizations",
         "stlukes.example", "1.2 ms", "2.0 kB", "label", "1.5 s", "2 leased", "20 certified, 3 queued", "3/16",
         "half-open", "25%", "... and 10 more", "! the certificate\\x1b[2J expires",
     ):  # fmt: skip

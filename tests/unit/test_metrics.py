@@ -164,7 +164,14 @@ def test_every_figure_of_the_work_is_there() -> None:
         watch.called("label", seconds, good=good)
     work = WorkReading(
         journal=JournalCounts({"certified": 3}, {"leased": 2}, {"accept": 4, "reject": 1}, 3, {"org1.example": 7}),
-        passing={"passing.open": 5, "passing.custody": 6, "passing.taken_over": 1, "passing.hedged": 2, "hops.out": 8},
+        passing={
+            "passing.open": 5,
+            "passing.custody": 6,
+            "passing.taken_over": 1,
+            "passing.hedged": 2,
+            "passing.called_twice": 4,
+            "hops.out": 8,
+        },
         router=[a_peer()],
         queues=[SkillQueue("label", workers=1, running=2, free=3, waiting=4, waiting_ms=5)],
         calls=watch.calls,
@@ -175,6 +182,7 @@ def test_every_figure_of_the_work_is_there() -> None:
         ("comity_certificates",): 3, ("comity_outbox_messages", "org1.example"): 7, ("comity_tokens", "open"): 5,
         ("comity_tokens", "custody"): 6, ("comity_tokens", "outgoing"): 0, ("comity_hops_total", "out"): 8,
         ("comity_hops_total", "in_refused"): 0, ("comity_lease_takeovers_total",): 1, ("comity_hedges_total",): 2,
+        ("comity_calls_made_twice_total",): 4,
         ("comity_workers", "label"): 1, ("comity_agent_calls_running", "label"): 2,
         ("comity_agent_credits", "label"): 3, ("comity_agent_calls_waiting", "label"): 4,
         ("comity_router_outstanding", "org1.example", "label"): 2,

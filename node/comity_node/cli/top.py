@@ -94,6 +94,9 @@ def _facts(sample: Sample, before: Sample | None) -> Iterator[tuple[str, object]
     yield "up", f"{up_s // 86400} d {up_s // 3600 % 24:02}:{up_s // 60 % 60:02}:{up_s % 60:02}"
     held, out = (status.counters.get(name, 0) for name in ("passing.custody", "passing.outgoing"))
     yield "tasks", f"{status.counters.get('passing.open', 0)} own on their way, {held} of others here, {out} leaving"
+    names = ("passing.taken_over", "passing.hedged", "passing.called_twice")
+    overrun, given, called = (status.counters.get(name, 0) for name in names)
+    yield "done twice", f"{overrun} after their lease, {given} given to a second one, {called} calls of own agents"
     yield "messages", f"{status.counters.get('outbox', 0)} wait to be delivered"
     yield "audit log", f"{status.audit_entries} entries, {_audit_rate(sample, before):.1f}/s"
     yield "database", size(status.database_bytes)

@@ -29,7 +29,7 @@ _HIGHEST_PRICE: Final = 1_000_000.0
 #: In a directory of its own, which the node makes for its owner alone.
 DEFAULT_CONTROL: Final = "unix:run/control.sock"
 
-#: How long who is proven to have lied is not asked to review.
+#: How long who is proven to have lied is asked for nothing new: no review, no agreement, no task.
 _SUSPENSION_MS: Final = 30 * 24 * 3600 * 1000
 
 
@@ -109,7 +109,7 @@ class TracesConfig:
 class NodeConfig:
     """A checked `node.yaml`. All paths are absolute.
 
-    `suspension_ms`: for how long an organization that is proven to have lied is not asked to review.
+    `suspension_ms`: for how long an organization that is proven to have lied is asked for nothing new.
 
     `prices`: what this organization asks of others for a row of a skill, in the unit that the consortium has agreed on.
     `certificates_within_ms`: how long ago a peer's certificate may have been issued (`comity.trust`, step 7); None: as

@@ -50,6 +50,7 @@ class Tuning:
         least_reliability: below which somebody's reliability is not rated.
         distrusted: below which somebody is asked only when nobody else has room, however fast it answers.
         forgotten_s: after which a request that nobody has spoken of again is not under way any more.
+        hint_half_life_s: after which half is believed of what somebody said of its load, or later (`load.Hint`).
     """
 
     first_s: float = 1.0
@@ -65,6 +66,7 @@ class Tuning:
     least_reliability: float = 0.05
     distrusted: float = 0.25
     forgotten_s: float = 3_600.0
+    hint_half_life_s: float = 1.0
 
 
 class Estimate:

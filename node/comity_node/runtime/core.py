@@ -175,11 +175,13 @@ class Runtime:
         negotiator = Negotiator(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, agreements=self.agreements,
             database=database, datasets={name: each.schema.label for name, each in around.datasets.items()},
+            suspended=self.suspensions.now,
         )  # fmt: skip
         self.responder = Responder(
             identity=identity, trust=trust, gate=gate, messenger=self.messenger, agreements=self.agreements,
             database=database, datasets=frozenset(around.datasets),
             take=lambda sender, data, statements: self.workflows.take(sender, data, statements),
+            suspended=self.suspensions.now,
         )  # fmt: skip
         self.withdrawals = Withdrawals(
             identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database,
@@ -190,7 +192,7 @@ class Runtime:
                 trust=trust, gate=gate, database=database, datasets=around.datasets, workers=workers,
                 messenger=self.messenger, agreements=self.agreements, directory=self.directory, router=router,
                 recheck=self._recheck, author=self.author, random=around.random, limits=around.passing,
-                watch=self.watch,
+                watch=self.watch, suspended=self.suspensions.now,
             )
         )  # fmt: skip
         self.workflows = Workflows(
@@ -252,6 +254,7 @@ class Runtime:
             "passing.outgoing": now.outgoing,
             "passing.taken_over": now.taken_over,
             "passing.hedged": now.hedged,
+            "passing.called_twice": now.called_twice,
             **self.watch.counters(),
         }
 

@@ -7,7 +7,7 @@ terms, and who was asked before gives the same answer (`protocol.negotiation`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -74,6 +74,8 @@ _ANSWERS = 512
 
 #: Called with (organization, step, detail) for the log that the submitter reads.
 Step = Callable[[str, str, str], Awaitable[None]]
+#: Why somebody is offered nothing new.
+_SUSPENDED = "it has contradicted itself and is suspended here: comity audit evidence"
 
 
 class Negotiator:
@@ -82,8 +84,21 @@ class Negotiator:
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, agreements: Agreements,
         database: Database, datasets: Mapping[str, str], patience: Patience | None = None,
+        suspended: Callable[[], Collection[str]] = tuple,
     ) -> None:  # fmt: skip
-        """Negotiate in the name of `identity`; `datasets` are those that this node can work with, and their labels."""
+        """Negotiate in the name of `identity`.
+
+        Args:
+            identity: the own node's.
+            trust: the consortium.
+            gate: for the own policy.
+            messenger: brings proposals.
+            agreements: of this node.
+            database: keeps how far a negotiation has come.
+            datasets: those that this node can work with, and their labels.
+            patience: how long others are waited for.
+            suspended: who is offered nothing new now (`suspensions.Suspensions.now`).
+        """
         self._identity = identity
         self._me = identity.organization
         self._trust = trust
@@ -93,6 +108,7 @@ class Negotiator:
         self._database = database
         self._datasets = datasets
         self._patience = patience or Patience()
+        self._suspended = suspended
 
     async def negotiate(
         self, spec: WorkflowSpec, workflow_id: str, gather: Callable[[], Awaitable[Sequence[str]]], step: Step
@@ -113,7 +129,8 @@ class Negotiator:
             raise AgreementError(f"this node has no dataset {spec.dataset!r}; name it in node.yaml")
         row = await self._database.read(lambda c: negotiations.get_negotiation(c, workflow_id))
         if row is None:
-            row = await self._begin(spec, workflow_id, await gather(), step)
+            others = await self._without_suspended(await gather(), spec.numbers["minimum_participants"] - 1, step)
+            row = await self._begin(spec, workflow_id, others, step)
         bounds = spec.bounds(self._datasets[spec.dataset])
         minimum = spec.numbers["minimum_participants"] - 1
         machine = Negotiation(
@@ -130,6 +147,23 @@ class Negotiator:
             await step(self._me, "failed", last.reason)
             raise AgreementError(last.reason)
         return await self._conclude(last, step)
+
+    async def _without_suspended(self, others: Sequence[str], minimum: int, step: Step) -> Sequence[str]:
+        """Leave out who is suspended: terms that name them would be refused by whoever knows of it.
+
+        Raises:
+            AgreementError: too few are left.
+        """
+        suspended = self._suspended()
+        gone = [each for each in others if each in suspended]
+        left = [each for each in others if each not in suspended]
+        for each in gone:
+            await step(each, "left out", _SUSPENDED)
+        if gone and len(left) < minimum:
+            raise AgreementError(
+                f"{len(left)} of at least {minimum} others would take part ({', '.join(gone)}: {_SUSPENDED})"
+            )
+        return left
 
     async def _begin(
         self, spec: WorkflowSpec, workflow_id: str, others: Sequence[str], step: Step
@@ -231,8 +265,14 @@ class Negotiator:
             return Rejected(f"its answer does not verify: {error}"[:_MAX_REASON])
 
     async def _objection(self, question: Ask) -> str:
-        """Return why the policy of now does not let these terms be offered; "" if it does."""
-        request = bargain.offer(Terms.FromString(question.terms), question.organization)
+        """Return why these terms are not offered now, by the policy or since the other side lied; "" if they are.
+
+        An amendment of what runs is offered to everybody who takes part in that.
+        """
+        terms = Terms.FromString(question.terms)
+        if not terms.replaces and question.organization in self._suspended():
+            return _SUSPENDED
+        request = bargain.offer(terms, question.organization)
         if self._gate.consider(request).allowed:
             return ""
         try:

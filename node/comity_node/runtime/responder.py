@@ -70,9 +70,9 @@ class Responder:
 
     def __init__(
         self, *, identity: NodeIdentity, trust: TrustStore, gate: Gate, messenger: Messenger, agreements: Agreements,
-        database: Database, datasets: frozenset[str], take: Take,
+        database: Database, datasets: frozenset[str], take: Take, suspended: Callable[[], frozenset[str]] = frozenset,
     ) -> None:  # fmt: skip
-        """Answer in the name of `identity`; `take` gets agreements that were asked for."""
+        """Answer in the name of `identity`; `take` gets agreements that were asked for, `suspended` get no new ones."""
         self._identity = identity
         self._me = identity.organization
         self._trust = trust
@@ -82,6 +82,7 @@ class Responder:
         self._database = database
         self._datasets = datasets
         self._take = take
+        self._suspended = suspended
         #: By the digests of terms and policy: when people have decided something, and what is waited for.
         self._waiting: dict[tuple[bytes, bytes], tuple[trio.Event, ApprovalPending]] = {}
         #: Contradictions that are in the audit log, by what was signed first: who lies can make any number of them.
@@ -191,6 +192,8 @@ class Responder:
         self._agreements.check_room(agreed)
         if terms.replaces:
             await self._check_amendment(agreed)
+        elif liars := agreed.participants & self._suspended():
+            raise AgreementError(f"{self._me} enters no new agreement with {', '.join(sorted(liars))} now")
 
     async def _check_amendment(self, agreed: Agreed) -> None:
         old, now_ms = self._agreements.get(agreed.terms.replaces), self._gate.now_ms()

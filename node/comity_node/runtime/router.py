@@ -9,8 +9,12 @@ reliability. Bounded by a window a peer, a breaker, and a small budget that goes
 Who is far more often wrong than right is asked only when nobody else has room (and within that budget): no speed and no
 price makes up for it.
 
-The router learns only from what its own node has seen. No I/O; chance and time are passed in: `now_s` is always of the
-same monotonic clock, so that nobody is shut out, or believed for too long, because a wall clock was set.
+The router learns from what its own node has seen. Beside that it hears from peers how long their work would take now
+(`protocol.load`): this is added to what they cost, for some seconds. So somebody whose answers go elsewhere, and of
+whom nothing is seen for that reason, is not sent more while its back-end stands still.
+
+No I/O; chance and time are passed in: `now_s` is always of the same monotonic clock, so that nobody is shut out, or
+believed for too long, because a wall clock was set.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from comity_node.protocol.load import Hint
 from comity_node.protocol.routing import Estimate, Tally, Times, Track, Tuning, jain
 
 #: The skill of those who review records.
@@ -104,6 +109,7 @@ class Router:
         self._tracks: dict[tuple[str, str], Track] = {}
         self._usual: dict[str, tuple[Estimate, Times]] = {}
         self._awards: dict[str, tuple[Mapping[str, float], float]] = {}
+        self._hints: dict[str, Hint] = {}
         self._credit = 0.0
         self._organizations = Tally(_MAX_TRACKS)
         self._workflows = Tally(_MAX_WORKFLOWS)
@@ -133,7 +139,10 @@ class Router:
             return None
         explored = self._explore(skill, usable, now_s)
         trusted = [each for each in usable if each.reliability >= self._tuning.distrusted]
-        return (explored or self._better_of_two(skill, trusted or usable, now_s)).organization
+        picked = (explored or self._better_of_two(skill, trusted or usable, now_s)).organization
+        if (hint := self._hints.get(picked)) is not None:
+            hint.sent += 1
+        return picked
 
     def draw(self, candidates: Sequence[Candidate], count: int, now_s: float, skill: str = REVIEW) -> list[str]:
         """Return at most `count` organizations, in the order in which to ask them.
@@ -198,6 +207,12 @@ class Router:
             if one == organization:
                 track.hold_back(now_s, retry_after_s)
 
+    def hinted(self, organization: str, now_s: float, wait_s: float) -> None:
+        """Note that somebody says that work it gets now would take it so many seconds."""
+        if organization not in self._hints and len(self._hints) >= _MAX_TRACKS:
+            del self._hints[next(iter(self._hints))]
+        self._hints[organization] = Hint(wait_s, now_s, self._tuning.hint_half_life_s)
+
     def released(self, skill: str, organization: str, now_s: float, after_s: float) -> None:
         """Note that somebody will not answer, and not for want of time: its policy said no, or it was called off."""
         self._track(skill, organization).released(now_s, after_s)
@@ -258,7 +273,10 @@ class Router:
         return track
 
     def _explore(self, skill: str, usable: Sequence[Candidate], now_s: float) -> Candidate | None:
-        """Spend the budget, if there is any, on whom least is known of and nothing is under way at."""
+        """Spend the budget, if there is any, on whom least is known of and nothing is under way at.
+
+        Who has said just now how loaded it is need not be asked in order to know that.
+        """
         self._credit = min(1.0, self._credit + self._tuning.explore)
         if self._credit < 1.0 or len(usable) < 2:
             return None
@@ -266,7 +284,8 @@ class Router:
         for each in usable:
             track = self._tracks.get((skill, each.organization))
             known = (track.estimate.weight(now_s) if track else 0.0, self._random.random())
-            if not (track and track.outstanding) and known < least:
+            hint = self._hints.get(each.organization)
+            if not (track and track.outstanding) and not (hint and hint.fresh(now_s)) and known < least:
                 found, least = each, known
         if found is not None:
             self._credit = 0.0
@@ -306,7 +325,10 @@ class Router:
             expected_s = track.expected_s(now_s, usual_s)
         reliability = max(candidate.reliability, self._tuning.least_reliability)
         price_s = candidate.price * self._tuning.price_s if strength is None else 0.0
-        return (expected_s * waiting + price_s) / reliability
+        hint_s = 0.0
+        if (hint := self._hints.get(candidate.organization)) is not None:
+            hint_s = hint.at(now_s) * (1.0 + hint.sent)
+        return (expected_s * waiting + hint_s + price_s) / reliability
 
     def _shares(self, skill: str, now_s: float) -> Mapping[str, float]:
         shares, until_s = self._awards.get(skill, ({}, 0.0))

@@ -62,6 +62,10 @@ class FlowRouting:
         """Note that it is not wanted back any more: the task was called off."""
         self._router.released(skill, organization, self._clock_s(), after_s)
 
+    def hinted(self, organization: str, wait_s: float) -> None:
+        """Note that an organization says that a token it gets now would take it so many seconds."""
+        self._router.hinted(organization, self._clock_s(), wait_s)
+
     def busy(self, organization: str, retry_after_s: float) -> None:
         """Note that an organization takes nothing for so long."""
         self._router.quiet(organization, self._clock_s(), retry_after_s)

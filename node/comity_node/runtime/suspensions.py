@@ -1,9 +1,9 @@
 """Who is proven to have lied, and what this node does about it: it does not ask them any more, for a while.
 
 Only evidence that verifies (`comity.evidence`: two documents of one signer that contradict each other) suspends
-anybody; what somebody says without it does nothing. A suspended organization is not asked to review by this node and
-counts as unreliable; its agreements stay in force, and its votes where it was asked count as ever: certificates follow
-the agreement and nobody's opinion.
+anybody; what somebody says without it does nothing. A suspended organization is not asked to review by this node, is
+offered no new agreement, is given no task of a flow, and counts as unreliable; its agreements stay in force, and its
+votes where it was asked count as ever: certificates follow the agreement and nobody's opinion.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Suspensions:
         for organization in sorted(self.now())[:_WARNED]:
             until = datetime.fromtimestamp(self._until[organization] / 1000, UTC)
             lines.append(
-                f"{organization} has contradicted itself ({self._kinds.get(organization, 'votes')}) and is not asked to"
-                f" review until {until:%Y-%m-%d %H:%M}Z; both signed documents are kept: comity audit evidence"
+                f"{organization} has contradicted itself ({self._kinds.get(organization, 'votes')}) and is asked for"
+                f" nothing new until {until:%Y-%m-%d %H:%M}Z; both signed documents are kept: comity audit evidence"
             )
         return lines
 

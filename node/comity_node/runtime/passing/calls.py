@@ -9,7 +9,8 @@ import trio
 
 from comity.errors import AgentError, Busy, NoWorker
 from comity_node.protocol.flow import Outcome, advance, answers_of, batch_of, failed, work_of
-from comity_node.runtime.passing.bell import Bell
+from comity_node.protocol.load import Load
+from comity_node.runtime.passing.crew import Crew
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.ports import Quick, Workers
 from comity_node.runtime.passing.queue import FairQueue
@@ -50,9 +51,11 @@ class Calls:
         self._worked = worked
         self._queue: FairQueue[Visit] = FairQueue()
         self._sweep_at = _SWEEP_FROM
-        self._bell = Bell()
+        self._crew = Crew(limits.window if self._quick is None else 1, self._work)
         self._running = 0
-        self._race = Race(limits, self._begin, self._end)
+        self._load = Load()
+        self._overdue: list[Call] = []
+        self._race = Race(limits, self._again)
 
     def __len__(self) -> int:
         """Return how many visits wait; dead ones may be among them."""
@@ -68,6 +71,17 @@ class Calls:
         """How many calls are under way."""
         return self._running
 
+    def wait_s(self) -> float:
+        """Return in how many seconds a visit that comes now would have been worked on, as far as can be told."""
+        if self._quick is not None:
+            return 0.0
+        return self._load.wait_s(trio.current_time(), len(self._queue), self._limits.window)
+
+    def overdue_s(self) -> float | None:
+        """Return how long a visit may have been here while agents seem to stand still; None: they answer."""
+        overdue_s = self._load.overdue_s(trio.current_time()) if self._quick is None else None
+        return None if overdue_s is None else max(overdue_s, self._limits.call_hedge_least_s)
+
     def put(self, visit: Visit) -> None:
         """Have a visit's step done when it is its turn."""
         step = visit.step
@@ -75,27 +89,39 @@ class Calls:
             # A home that sends and cancels has nothing in custody, and would fill the queue all the same.
             self._queue.keep(lambda each: not each.dead)
             self._sweep_at = max(_SWEEP_FROM, 2 * len(self._queue))
-        self._queue.put((visit.token.home, visit.token.agreement), (step.name, step.skill), visit, step.rows)
-        self._bell.ring()
+        if self._queue.put((visit.token.home, visit.token.agreement), (step.name, step.skill), visit, step.rows):
+            self._crew.call()
 
     async def run(self) -> None:
         """Call until cancelled."""
         async with trio.open_nursery() as nursery:
-            while True:
-                await self._bell.wait()
-                done = 0
-                while self._running < self._limits.window and (batch := self._queue.take()):
-                    batch = [visit for visit in batch if not visit.dead]
-                    if not batch:
-                        continue
-                    if self._quick is None:
-                        self._running += 1
-                        nursery.start_soon(self._call, batch)
-                    else:
-                        self._call_now(self._quick, batch)
-                    if (done := done + len(batch)) >= _SLICE:
-                        done = 0
-                        await trio.lowlevel.checkpoint()
+            self._crew.begin(nursery)
+            await self._race.run()
+
+    async def _work(self, scope: trio.CancelScope) -> bool:
+        if self._quick is not None:
+            self._work_now(self._quick)
+        elif self._overdue:
+            call = self._overdue.pop()
+            if call.tries and call.error is None:  # the first is still at it
+                await self._try(call, scope)
+            else:
+                self._race.spared()
+        elif batch := self._next():
+            await self._call(batch, scope)
+        return bool(self._queue or self._overdue)
+
+    def _next(self) -> list[Visit]:
+        while batch := self._queue.take():
+            if batch := [visit for visit in batch if not visit.dead]:
+                break
+        return batch
+
+    def _work_now(self, quick: Quick) -> None:
+        done = 0
+        while done < _SLICE and (batch := self._next()):
+            self._call_now(quick, batch)
+            done += len(batch)
 
     def _call_now(self, quick: Quick, batch: list[Visit]) -> None:
         step = batch[0].step
@@ -108,48 +134,74 @@ class Calls:
         else:
             self._answered(batch, output)
 
-    async def _call(self, batch: list[Visit]) -> None:
-        call = Call(len(batch))
-        for visit in batch:
-            visit.call = call
+    async def _call(self, batch: list[Visit], scope: trio.CancelScope) -> None:
+        now_s = trio.current_time()
         left_s = (max(visit.token.deadline_ms for visit in batch) - self._now_ms()) / 1000
-        try:
-            with call.scope:
-                by_s = trio.current_time() + max(0.001, min(left_s, self._limits.agent_s))
-                step = batch[0].step
-                output = await self._race.run(
-                    (step.skill, len(batch)),
-                    lambda: self._ask(batch, max(0.001, by_s - trio.current_time())),
-                    twice=step.hedge and not step.leased,
-                )
-                self._answered(batch, output)
-        except NoWorker as error:
-            self._unable(batch, str(error))
-        except Busy as error:
-            await self._again(call, batch, error.retry_after_ms / 1000)
-        except AgentError as error:
-            self._failed(batch, str(error))
-        finally:
-            self._end()
+        call = Call(batch, now_s, now_s + min(left_s, self._limits.agent_s))
+        self._race.begins(call)
+        await self._try(call, scope)
 
-    def _begin(self) -> bool:
-        """Take a place for a second call, unless all are taken or somebody waits for one."""
-        if self._running >= self._limits.window or self._queue:
+    def _again(self, call: Call) -> bool:
+        """Have a call made twice, unless all places are taken or somebody waits for one."""
+        if self._queue or self._running + len(self._overdue) >= self._limits.window:
             return False
-        self._running += 1
+        self._overdue.append(call)
+        self._crew.call()
         return True
 
-    def _end(self) -> None:
-        self._running -= 1
-        self._bell.ring()
+    async def _try(self, call: Call, scope: trio.CancelScope) -> None:
+        """Have an agent answer; where two are at it, the first answer counts, or the first error if both fail."""
+        self._running += 1
+        call.tries.append(scope)
+        try:
+            output = await self._ask(call)
+        except (AgentError, Busy) as error:
+            if scope in call.tries:
+                call.tries.remove(scope)
+                call.error = call.error or error
+                if not call.tries:
+                    self._race.ends(call)
+                    await self._gone_wrong(call, call.error, scope)
+        else:
+            if scope in call.tries:  # nobody was faster
+                call.tries.remove(scope)
+                call.stop()
+                self._race.answered(call)
+                self._answered(call.batch, output)
+        finally:
+            self._running -= 1
+            if not call.tries:
+                self._race.ends(call)
 
-    async def _ask(self, batch: list[Visit], deadline_s: float) -> Any:  # noqa: ANN401  (JSON)
-        skill = batch[0].step.skill
-        if self._knowing is None:
-            return await self._workers.call(skill, _input(batch), deadline_s=deadline_s)
-        tokens = [visit.token for visit in batch]
-        subjects = [Subject(token.task_id, token.agreement, token.attempt) for token in tokens]
-        return await self._knowing.call_for(subjects, skill, _input(batch), deadline_s=deadline_s)
+    async def _gone_wrong(self, call: Call, error: AgentError | Busy, scope: trio.CancelScope) -> None:
+        match error:
+            case NoWorker():
+                self._unable(call.batch, str(error))
+            case Busy():
+                await self._wait(call, error.retry_after_ms / 1000, scope)
+            case _:
+                self._failed(call.batch, str(error))
+
+    async def _ask(self, call: Call) -> Any:  # noqa: ANN401  (JSON)
+        skill, payload = call.batch[0].step.skill, _input(call.batch)
+        answered, began_s = False, trio.current_time()
+        deadline_s = max(0.001, call.by_s - began_s)
+        self._load.began(began_s)
+        try:
+            if self._knowing is None:
+                output = await self._workers.call(skill, payload, deadline_s=deadline_s)
+            else:
+                tokens = [visit.token for visit in call.batch]
+                subjects = [Subject(token.task_id, token.agreement, token.attempt) for token in tokens]
+                output = await self._knowing.call_for(subjects, skill, payload, deadline_s=deadline_s)
+            answered = True
+            return output
+        finally:
+            now_s = trio.current_time()
+            if answered:
+                self._load.answered(now_s, now_s - began_s)
+            else:
+                self._load.left(now_s)
 
     def _answered(self, batch: list[Visit], output: Any) -> None:  # noqa: ANN401  (JSON)
         now_ms = self._now_ms()
@@ -172,12 +224,12 @@ class Calls:
             if not visit.dead:
                 self._worked.unable(visit, reason)
 
-    async def _again(self, call: Call, batch: list[Visit], after_s: float) -> None:
+    async def _wait(self, call: Call, after_s: float, scope: trio.CancelScope) -> None:
         """Put a batch back once the agents have room; until then it keeps its place among the calls."""
-        call.scope = trio.CancelScope()
-        with call.scope:
-            await trio.sleep(min(after_s, self._limits.backoff_most_s))
-        for visit in batch:
+        call.tries.append(scope)
+        await trio.sleep(min(after_s, self._limits.backoff_most_s))
+        call.tries.clear()  # it is not broken off any longer
+        for visit in call.batch:
             visit.call = None
             if not visit.dead:
                 self.put(visit)

@@ -19,7 +19,7 @@ from comity_node.protocol.token_wire import of_wire, to_wire
 from comity_node.runtime.kinds import TOKEN_NOTES, TOKENS
 from comity_node.runtime.messenger import Handler, Messenger, accepted
 from comity_node.runtime.passing.gateway import Caller, TokenGateway
-from comity_node.runtime.passing.ports import Answer, Note, Outgoing, Told, Verdict
+from comity_node.runtime.passing.ports import Answer, Note, Outgoing, Told, Verdict, Verdicts
 from comity_node.storage import tokens as custody
 from comity_node.storage.database import Database
 
@@ -34,6 +34,8 @@ _DELIVER_S: Final = 30.0
 _TELL_S: Final = 10.0
 _REASON_CHARS: Final = 200
 _LONGEST_RETRY_S: Final = 600.0
+#: What `wait_ms` holds.
+_LONGEST_MS: Final = (1 << 32) - 1
 #: What a sender is told whose agreement is not known here: its conclusion is usually right behind.
 _NOT_YET_MS: Final = 100
 
@@ -84,7 +86,7 @@ class Carriage:
 
     async def deliver(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Verdict]:
         """Bring tokens to an organization and return its verdicts, one each."""
-        verdicts: list[Verdict] = [Verdict(Answer.BUSY, retry_after_s=1.0)] * len(rows)
+        verdicts = Verdicts([Verdict(Answer.BUSY, retry_after_s=1.0)] * len(rows))
         stopped = self._gateway.check_again(to, rows)
         for place, why in stopped.items():
             reason = f"the own policy does not let it leave now: {why.reason}"
@@ -99,12 +101,13 @@ class Carriage:
                     raise
                 break  # what has been answered is settled; the rest comes again
             first = False
+            verdicts.wait_s = found.wait_s
             for place, verdict in zip(places, found, strict=True):
                 verdicts[place] = verdict
         self._gateway.delivered([row.token.key for row, verdict in zip(rows, verdicts, strict=True) if verdict.lets_go])
         return verdicts
 
-    async def _send(self, to: str, peer_id: str, digest: bytes, rows: Sequence[Outgoing]) -> list[Verdict]:
+    async def _send(self, to: str, peer_id: str, digest: bytes, rows: Sequence[Outgoing]) -> Verdicts:
         tokens = [row.passed or row.token for row in rows]
         peer = self._messenger.peer(to, peer_id)
         recipient = peer.public_key if peer is not None else b""
@@ -117,7 +120,7 @@ class Carriage:
         if receipt.status == Receipt.STATUS_BUSY:
             raise Busy(f"{to} takes no tokens now: {receipt.reason}", retry_after_ms=receipt.retry_after_ms)
         if receipt.status != Receipt.STATUS_ACCEPTED:
-            return [Verdict(Answer.REFUSED, receipt.reason or receipt.code)] * len(rows)
+            return Verdicts([Verdict(Answer.REFUSED, receipt.reason or receipt.code)] * len(rows))
         return _read_receipts(to, receipt.body, len(rows))
 
     async def _ask(self, to: str, kind: str, body: bytes, peer_id: str, deadline_s: float) -> Receipt:
@@ -162,7 +165,7 @@ class Carriage:
             )
             for one in verdicts
         ]  # fmt: skip
-        return accepted(pb.TokenReceipts(receipts=receipts).SerializeToString())
+        return accepted(pb.TokenReceipts(receipts=receipts, wait_ms=_wait_ms(verdicts)).SerializeToString())
 
     async def _learn(self, chains: Sequence[Sequence[bytes]]) -> None:
         """Keep the chains that are new: whoever goes on with the tokens, after a restart too, passes them on."""
@@ -212,19 +215,26 @@ def _size(token: Token) -> int:
     return len(token.state) + len(token.cursor) + sum(map(len, token.hops)) + 256
 
 
-def _read_receipts(sender: str, body: bytes, count: int) -> list[Verdict]:
-    """Return the verdicts that a receipt holds.
+def _wait_ms(verdicts: Sequence[Verdict]) -> int | None:
+    wait_s = verdicts.wait_s if isinstance(verdicts, Verdicts) else None
+    return None if wait_s is None else min(_LONGEST_MS, round(wait_s * 1000))
+
+
+def _read_receipts(sender: str, body: bytes, count: int) -> Verdicts:
+    """Return the verdicts that a receipt holds, and how loaded `sender` says that it is.
 
     Raises:
         LinkClosed: it does not say what became of each token: they are delivered again.
     """
     try:
-        receipts = pb.TokenReceipts.FromString(body).receipts
+        answer = pb.TokenReceipts.FromString(body)
     except DecodeError as error:
         raise LinkClosed(f"{sender} gave receipts that do not parse") from error
+    receipts = answer.receipts
     if len(receipts) != count or any(one.outcome not in _ANSWERS for one in receipts):
         raise LinkClosed(f"{sender} does not say what became of each token")
-    return [
+    verdicts = [
         Verdict(_ANSWERS[one.outcome], one.reason[:_REASON_CHARS], min(one.retry_after_ms / 1000, _LONGEST_RETRY_S))
         for one in receipts
     ]
+    return Verdicts(verdicts, answer.wait_ms / 1000 if answer.HasField("wait_ms") else None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from comity_node.protocol.flow import Cursor, Flow, check_cursor, check_state, decode_cursor, encode_cursor
-from comity_node.protocol.token import Opened, Token, decode_state, encode_state
+from comity_node.protocol.flow import Cursor, Flow, decode_cursor, encode_cursor
+from comity_node.protocol.token import Opened, Token, encode_state
+from comity_node.protocol.token_read import fitting, note_state, state_of
 
 
 class Codec(Protocol):
@@ -35,7 +36,9 @@ class Bytes:
 
     def close(self, cursor: Cursor, state: Mapping[str, Any]) -> tuple[bytes, bytes, Opened | None]:
         """Encode."""
-        return encode_cursor(cursor), encode_state(state), None
+        data = encode_state(state)
+        note_state(data, state)
+        return encode_cursor(cursor), data, None
 
     def cursor(self, token: Token) -> Cursor:
         """Decode the cursor."""
@@ -43,14 +46,11 @@ class Bytes:
 
     def state(self, token: Token) -> Mapping[str, Any]:
         """Decode the state."""
-        return decode_state(token.state)
+        return state_of(token.state)
 
     def check(self, flow: Flow, token: Token, *, under_way: bool) -> tuple[Cursor, Mapping[str, Any]]:
         """Decode and check both."""
-        cursor, state = decode_cursor(token.cursor), decode_state(token.state)
-        check_cursor(flow, cursor, token.home, over=not under_way)
-        check_state(flow, state)
-        return cursor, state
+        return fitting(flow, token, over=not under_way)
 
 
 class Values:

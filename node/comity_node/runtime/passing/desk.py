@@ -9,7 +9,7 @@ import trio
 
 from comity.errors import StorageError
 from comity_node.protocol.token import Key
-from comity_node.runtime.passing.bell import Bell
+from comity_node.runtime.passing.crew import Crew
 from comity_node.runtime.passing.lanes import Lanes
 from comity_node.runtime.passing.ports import Journal, Move, Outgoing
 from comity_node.runtime.passing.visit import Visit
@@ -48,12 +48,12 @@ class Desk:
         self._pause_s = pause_s
         self._moves: list[tuple[Move, Visit | None]] = []
         self._gone: list[Key] = []
-        self._bell = Bell()
+        self._crew = Crew(1, self._work)
 
     def put(self, move: Move, visit: Visit | None = None) -> None:
         """Journal a move; one of a task of this home is left out if nobody wants it by then."""
         self._moves.append((move, visit))
-        self._bell.ring()
+        self._crew.call()
 
     def reroute(self, row: Outgoing) -> None:
         """Journal that a token is outgoing to somebody else."""
@@ -62,29 +62,28 @@ class Desk:
     def drop(self, key: Key) -> None:
         """Journal that a token is no longer outgoing."""
         self._gone.append(key)
-        self._bell.ring()
+        self._crew.call()
 
-    async def run(self) -> None:
-        """Journal until cancelled."""
-        while True:
-            await self._bell.wait()
-            gone, self._gone = self._gone, []
-            if gone:
-                await stubbornly(lambda: self._journal.let_go(gone), "what is let go", self._pause_s)  # noqa: B023
-            entries, self._moves = self._moves[:_AT_ONCE], self._moves[_AT_ONCE:]
-            if self._moves:
-                self._bell.ring()
-            moves = [move for move, visit in entries if _wanted(move, visit)]
-            if moves:
-                await stubbornly(lambda: self._journal.finish(moves), "what goes out", self._pause_s)  # noqa: B023
-            for move, visit in entries:
-                if move.outgoing is None:
-                    continue
-                if _wanted(move, visit):
-                    self._lanes.put(move.outgoing)
-                else:  # since the transaction began
-                    self.drop(move.outgoing.token.key)
-            await trio.lowlevel.checkpoint()
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Journal in `nursery` from now on."""
+        self._crew.begin(nursery)
+
+    async def _work(self, _: trio.CancelScope) -> bool:
+        gone, self._gone = self._gone, []
+        if gone:
+            await stubbornly(lambda: self._journal.let_go(gone), "what is let go", self._pause_s)
+        entries, self._moves = self._moves[:_AT_ONCE], self._moves[_AT_ONCE:]
+        moves = [move for move, visit in entries if _wanted(move, visit)]
+        if moves:
+            await stubbornly(lambda: self._journal.finish(moves), "what goes out", self._pause_s)
+        for move, visit in entries:
+            if move.outgoing is None:
+                continue
+            if _wanted(move, visit):
+                self._lanes.put(move.outgoing)
+            else:  # since the transaction began
+                self.drop(move.outgoing.token.key)
+        return bool(self._moves or self._gone)
 
 
 def _wanted(move: Move, visit: Visit | None) -> bool:

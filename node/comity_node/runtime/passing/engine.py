@@ -37,6 +37,7 @@ from comity_node.runtime.passing.ports import (
     Sink,
     Told,
     Verdict,
+    Verdicts,
     Workers,
 )
 from comity_node.runtime.passing.visit import Parcel, Visit
@@ -70,6 +71,7 @@ class Counts:
         outgoing: tokens on their way out.
         taken_over: tasks whose lease ran out, so far.
         hedged: stragglers that a second one was asked for, so far.
+        called_twice: calls of own agents that were made a second time beside the first, so far.
     """
 
     open_tasks: int
@@ -79,6 +81,7 @@ class Counts:
     outgoing: int
     taken_over: int = 0
     hedged: int = 0
+    called_twice: int = 0
 
 
 class Engine:
@@ -139,7 +142,7 @@ class Engine:
                 self._lanes.put(row)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lanes.run)
-            nursery.start_soon(self._desk.run)
+            self._desk.begin(nursery)
             nursery.start_soon(self._calls.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._holder.run, self._tell)
@@ -158,13 +161,15 @@ class Engine:
             len(self._lanes),
             self._keeper.taken_over,
             self._keeper.hedged,
+            self._calls.hedged,
         )
 
     # What this organization wants.
 
     async def open(self, agreement: bytes, rows: Sequence[tuple[bytes, Mapping[str, Any]]]) -> int:
         """Open tasks of this home: see `Keeper.open`."""
-        await self._up.wait()
+        if not self._up.is_set():
+            await self._up.wait()
         return await self._keeper.open(agreement, rows)
 
     def cancel(self, agreement: bytes, tasks: Iterable[bytes] | None = None, reason: str = "cancelled") -> int:
@@ -181,14 +186,14 @@ class Engine:
 
     # What others bring.
 
-    async def take(self, sender: str, tokens: Sequence[Token]) -> list[Verdict]:
+    async def take(self, sender: str, tokens: Sequence[Token]) -> Verdicts:
         """Take what another organization brings: tokens for this holder, and tasks of this home that come back.
 
         Returns:
-            A verdict for each; what is taken is in the journal by then.
+            A verdict for each; what is taken is in the journal by then. With them, how loaded the own agents are.
         """
         if not self._up.is_set():
-            return [Verdict(Answer.BUSY, "starting", self._limits.retry_after_s)] * len(tokens)
+            return Verdicts([Verdict(Answer.BUSY, "starting", self._limits.retry_after_s)] * len(tokens))
         verdicts: list[Verdict | None] = [None] * len(tokens)
         let_in = await self._ports.gateway.arrive(sender, tokens)
         home: list[int] = []
@@ -207,7 +212,7 @@ class Engine:
         if held:
             for number, verdict in zip(held, await self._holder.take([tokens[n] for n in held], sender), strict=True):
                 verdicts[number] = verdict
-        return [verdict for verdict in verdicts if verdict is not None]
+        return Verdicts([verdict for verdict in verdicts if verdict is not None], self._calls.wait_s())
 
     def told(self, sender: str, notes: Sequence[Note]) -> None:
         """Hear another organization's notes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -23,8 +23,14 @@ from comity_node.storage import tokens as custody
 _PASSED_KEPT = 65_536
 #: (organization, agreement, role) of which it is remembered that tokens of it wait.
 _WAITS_KEPT = 1_024
+#: Tokens that were decided on as they were put out; a forgotten one is decided on once more.
+_DECIDED_KEPT = 65_536
 #: How soon a token is tried again whose agreement is suspended, here or at the other side.
 _SUSPENDED_S = 5.0
+
+
+#: Puts tokens of these places out in a transaction: each as the gate has let it pass, None: it has not.
+PutOut = Callable[[sqlite3.Connection, Sequence[tuple[int, Token | None]]], None]
 
 
 class Caller(str):
@@ -69,16 +75,60 @@ class TokenGateway:
         self._me = gate.identity.organization
         self._passed: dict[Key, int] = {}
         self._waits: dict[tuple[str, bytes, str], tuple[float, int, Refusal]] = {}
+        self._decided: dict[Key, tuple[Outgoing, Token | Refusal]] = {}
 
     async def leave(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
         """Let tokens for `to` pass, or refuse them; what passed is in its outgoing row when this returns."""
+        before = [self._decided.pop(row.token.key, None) for row in rows]
+        out = [kept[1] if kept is not None and kept[0] is row else None for kept, row in zip(before, rows, strict=True)]
+        new = [row for row, came in zip(rows, out, strict=True) if came is None]
+        decided = iter(await self._decide(to, new) if new else ())
+        return [next(decided) if came is None else came for came in out]
+
+    async def put_out(self, to: str, rows: Sequence[Outgoing], put: PutOut) -> set[int]:
+        """Decide on tokens for `to` in the transaction in which `put` puts them out; `leave` knows the answers then.
+
+        Returns:
+            The places of those that `put` was called for. The others are not put out: nothing is asked about them now.
+
+        Raises:
+            StorageError: some are not put out; those that are have their answers.
+        """
+        before = [self._decided.get(row.token.key) for row in rows]
+        there = {at for at, kept in enumerate(before) if kept is not None and kept[0] is rows[at]}
+        new = [at for at in range(len(rows)) if at not in there]
+        for alike in _alike([rows[at] for at in new]).values():
+            there |= await self._put_out(to, rows, [new[at] for at in alike], put)
+        return there
+
+    async def _put_out(self, to: str, rows: Sequence[Outgoing], alike: Sequence[int], put: PutOut) -> set[int]:
+        there: set[int] = set()
+
+        def note(connection: sqlite3.Connection, passed: Sequence[tuple[int, Token | None]]) -> None:
+            put(connection, [(alike[at], token) for at, token in passed])
+            there.update(alike)
+
+        came = await self._decide(to, [rows[at] for at in alike], note)
+        for place, answer in zip(alike, came, strict=True):
+            if place in there:
+                if len(self._decided) >= _DECIDED_KEPT:
+                    self._decided.clear()
+                self._decided[rows[place].token.key] = rows[place], answer
+        return there
+
+    def let_go(self, keys: Sequence[Key]) -> None:
+        """Forget what was decided on tokens that do not leave after all."""
+        for key in keys:
+            self._decided.pop(key, None)
+
+    async def _decide(self, to: str, rows: Sequence[Outgoing], put: PutOut | None = None) -> list[Token | Refusal]:
         out: list[Token | Refusal] = [Refusal("no such agreement runs here now")] * len(rows)
         for (digest, role), places in _alike(rows).items():
             version = self._recheck.version
             if (wait := self._must_wait(to, digest, role, version)) is not None:
                 came: Sequence[Token | Refusal] = [wait] * len(places)
             else:
-                came = await self._leave(digest, to, [rows[at] for at in places])
+                came = await self._leave(digest, to, rows, places, put)
                 self._note_waits(to, digest, role, version, came)
             for place, passed in zip(places, came, strict=True):
                 out[place] = passed
@@ -108,27 +158,27 @@ class TokenGateway:
                 self._waits.clear()
             self._waits[to, digest, role] = trio.current_time() + refusal.retry_after_s, version, refusal
 
-    async def _leave(self, digest: bytes, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
+    async def _leave(
+        self, digest: bytes, to: str, rows: Sequence[Outgoing], places: Sequence[int], put: PutOut | None
+    ) -> Sequence[Token | Refusal]:
         pact = self._pacts.pact(digest)
         try:
             agreed = self._agreements.get(digest)
         except (AgreementError, Busy) as error:
-            return [Refusal(str(error), self._again_s(digest, error))] * len(rows)
+            return [Refusal(str(error), self._again_s(digest, error))] * len(places)
         if pact is None or to not in agreed.participants:
-            return [Refusal("no such agreement runs with them now")] * len(rows)
-        leaving = [Leaving(row.token, row.role) for row in rows]
+            return [Refusal("no such agreement runs with them now")] * len(places)
+        leaving = [Leaving(rows[at].token, rows[at].role) for at in places]
 
         def keep(connection: sqlite3.Connection, came: Sequence[Token | Denied]) -> None:
-            custody.set_passed(
-                connection,
-                [
-                    (row.token.key, None if isinstance(one, Denied) else one)
-                    for row, one in zip(rows, came, strict=True)
-                ],
-            )
-            gone = zip(rows, came, strict=True)
-            own = [row.token for row, one in gone if isinstance(one, Token) and row.token.home == self._me]
-            journeys.keep_ways(connection, [token for token in own if token.hops])
+            passed = [None if isinstance(one, Denied) else one for one in came]
+            if put is not None:
+                put(connection, list(zip(places, passed, strict=True)))
+            else:
+                keys = [rows[at].token.key for at in places]
+                custody.set_passed(connection, list(zip(keys, passed, strict=True)))
+            gone = (one.token for one, token in zip(leaving, passed, strict=True) if token is not None)
+            journeys.keep_ways(connection, [token for token in gone if token.home == self._me and token.hops])
 
         came = await self._gate.out(agreed, pact.flow, to, leaving, keep)
         return [Refusal(one.reason, one.retry_after_s) if isinstance(one, Denied) else one for one in came]

@@ -3,6 +3,7 @@
 Invariants
   R1  a token is acknowledged after it is in the journal, and leaves it when somebody else has it in custody.
   R2  a token that comes twice is worked on once; an attempt that a later one has overtaken, not at all.
+  R3  what agents that stand still do not get done is given back, a few tokens at once, if somebody else can do it.
   R4  custody is bounded, in all and of each home; beyond it a sender is told to come again later.
 """
 
@@ -49,6 +50,7 @@ _OVER = Verdict(Answer.OVER)
 #: The same token is being journaled at this moment.
 _AT_ONCE = Verdict(Answer.BUSY, retry_after_s=0.01)
 _TICK_S = 1.0
+_SHORTEST_TICK_S = 0.01
 #: What a sender is told while no agent here offers the step: of that token alone, and for long enough to go elsewhere.
 _NO_AGENT_S = 1.0
 
@@ -81,6 +83,8 @@ class Holder:
         #: Of each agreement under which something is here: its lease, and when homes were told last.
         self._leases: dict[bytes, tuple[float, float]] = {}
         self._sooner = Bell()
+        self._share = limits.call_hedge_share * limits.window
+        self._credit, self._credit_at_s = self._share, 0.0
 
     @property
     def custody(self) -> int:
@@ -299,10 +303,12 @@ class Holder:
         """Drop what is over its deadline and tell homes what is still here, until cancelled."""
         while True:
             shortest_s = min((lease_s for lease_s, _ in self._leases.values()), default=self._limits.lease_s)
-            with trio.move_on_after(min(_TICK_S, shortest_s / 4)):
+            overdue_s = max(_SHORTEST_TICK_S, self._limits.call_hedge_least_s)
+            with trio.move_on_after(min(_TICK_S, shortest_s / 4, overdue_s)):
                 await self._sooner.wait()
             self.workers_changed()
             self._expire()
+            self._hand_on()
             now_s = trio.current_time()
             if due := {each for each, (lease_s, told_s) in self._leases.items() if now_s - told_s >= lease_s / 4}:
                 # Also of those that came just now: a way of many short visits has one lease at home.
@@ -310,6 +316,30 @@ class Holder:
                     tell(home, notes)
                 for each in due & self._leases.keys():
                     self._leases[each] = self._leases[each][0], now_s
+
+    def _hand_on(self) -> None:
+        """Give back what own agents do not get done since they stand still, if somebody else can do it (R3).
+
+        The home sends it elsewhere from where it is. What waits only loses its place. Of calls that have begun, as many
+        as may be made twice are given up in the time after which they are overdue, the newest first and the oldest
+        never: if agents have become slow for good, here and elsewhere, most calls are answered all the same, and show
+        how long they take now.
+        """
+        overdue_s, now_s = self._calls.overdue_s(), trio.current_time()
+        if overdue_s is None:
+            return
+        self._credit = min(max(1.0, self._share), self._credit + self._share * (now_s - self._credit_at_s) / overdue_s)
+        self._credit_at_s = now_s
+        oldest = next((visit.call for visit in self._visits.values() if visit.call is not None), None)
+        for visit in [each for each in reversed(self._visits.values()) if now_s - each.since_s >= overdue_s]:
+            begun = visit.call is not None
+            if begun and (self._credit < 1.0 or visit.call is oldest or visit.step.leased or not visit.step.hedge):
+                continue
+            others = self._ways.candidates(visit.pact, visit.cursor, visit.step, visit.token.home)
+            if any(each != self._me for each in others):
+                self._credit -= begun
+                visit.kill()
+                self._leave(visit, visit.token.home, HOME, Outcome.GIVEN_BACK, "its agents stand still")
 
     def _note_lease(self, agreement: bytes) -> None:
         if agreement not in self._leases:

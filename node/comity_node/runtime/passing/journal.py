@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
+
+import trio
 
 from comity import merkle
 from comity.digest import sha256
+from comity.errors import StorageError
 from comity_node.protocol.token import Key, Token
 from comity_node.runtime.passing.ports import (
     Checkpoint,
@@ -29,14 +33,35 @@ from comity_node.storage.tokens import HeldRow, OutRow
 _SWEEP_AFTER = 500
 
 
+class Deciding(Protocol):
+    """What decides on tokens as they are put out (`gateway.TokenGateway`)."""
+
+    async def put_out(
+        self,
+        to: str,
+        rows: Sequence[Outgoing],
+        put: Callable[[sqlite3.Connection, Sequence[tuple[int, Token | None]]], None],
+    ) -> set[int]:
+        """Have `put` put out what is decided on, in one transaction; returns the places of those."""
+
+    def let_go(self, keys: Sequence[Key]) -> None:
+        """Forget what was decided on tokens that do not leave after all."""
+
+
 class DurableJournal:
     """Custody of tokens (`ports.Journal`)."""
 
-    def __init__(self, database: Database, me: str, now_ms: Callable[[], int]) -> None:
-        """Keep the custody of organization `me`'s node in `database`."""
+    def __init__(
+        self, database: Database, me: str, now_ms: Callable[[], int], deciding: Deciding | None = None
+    ) -> None:  # fmt: skip
+        """Keep the custody of organization `me`'s node in `database`.
+
+        What goes out is decided on by `deciding` in the transaction in which it is put out: one, instead of two.
+        """
         self._database = database
         self._me = me
         self._now_ms = now_ms
+        self._deciding = deciding
         self._taken = 0
 
     async def take(self, visits: Sequence[Held]) -> None:
@@ -57,22 +82,66 @@ class DurableJournal:
 
     async def finish(self, moves: Sequence[Move]) -> None:
         """Journal that visits are done and what is outgoing for them."""
-        done = [move.visit for move in moves if move.visit is not None]
-        outgoing = [move.outgoing for move in moves if move.outgoing is not None]
-        rows = [OutRow(one.token, one.to, one.role) for one in outgoing]
-        own = [(one.token, one.to) for one in outgoing if one.token.home == self._me]
-        now_ms = self._now_ms()
+        lanes: dict[str, list[Move]] = {}
+        for move in moves:
+            lanes.setdefault("" if move.outgoing is None else move.outgoing.to, []).append(move)
+        keys = {move.outgoing.token.key for move in moves if move.outgoing is not None}
+        rest = lanes.pop("", [])
+        if self._deciding is None or len(keys) + len(rest) < len(moves):  # of two with one key, the later one counts
+            rest = list(moves)
+        elif len(lanes) == 1:
+            ((to, own),) = lanes.items()
+            rest += await self._put_out(self._deciding, to, own)
+        else:
+            rest += await self._put_all(self._deciding, lanes)
+        if rest:
+            await self._database.transact(lambda connection: self._write(connection, rest, {}))
 
-        def write(connection: sqlite3.Connection) -> None:
-            custody.release_held(connection, done)
-            custody.put_out(connection, rows)
-            if own:
-                journeys.sent(connection, own, now_ms)
+    async def _put_all(self, deciding: Deciding, lanes: Mapping[str, Sequence[Move]]) -> list[Move]:
+        """Put out for several organizations at once: then they share a transaction."""
+        left: list[Move] = []
+        errors: list[StorageError] = []
 
-        await self._database.transact(write)
+        async def put(to: str, own: Sequence[Move]) -> None:
+            try:
+                left.extend(await self._put_out(deciding, to, own))
+            except StorageError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for to, own in lanes.items():
+                nursery.start_soon(put, to, own)
+        if errors:
+            raise errors[0]
+        return left
+
+    async def _put_out(self, deciding: Deciding, to: str, moves: Sequence[Move]) -> list[Move]:
+        """Put out what is decided on now, and return the others."""
+
+        def put(connection: sqlite3.Connection, passed: Sequence[tuple[int, Token | None]]) -> None:
+            self._write(connection, [moves[at] for at, _ in passed], dict(enumerate(token for _, token in passed)))
+
+        there = await deciding.put_out(to, [move.outgoing for move in moves if move.outgoing is not None], put)
+        return [move for at, move in enumerate(moves) if at not in there]
+
+    def _write(self, connection: sqlite3.Connection, moves: Sequence[Move], passed: Mapping[int, Token | None]) -> None:
+        """Write moves; `passed` has, by their place, the tokens that the gate let pass."""
+        custody.release_held(connection, [move.visit for move in moves if move.visit is not None])
+        rows, own = [], []
+        for place, move in enumerate(moves):
+            if (one := move.outgoing) is not None:
+                token = passed.get(place)
+                rows.append(OutRow(token or one.token, one.to, one.role, token is not None))
+                if one.token.home == self._me:
+                    own.append((one.token, one.to))
+        custody.put_out(connection, rows)
+        if own:
+            journeys.sent(connection, own, self._now_ms())
 
     async def let_go(self, keys: Sequence[Key]) -> None:
         """Forget outgoing tokens."""
+        if self._deciding is not None:
+            self._deciding.let_go(keys)
         await self._database.transact(lambda c: custody.release_out(c, keys))
 
     async def recover(self) -> Recovery:

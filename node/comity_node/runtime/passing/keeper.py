@@ -42,6 +42,7 @@ class Keeper(Leases):
         self._journaled += recovery.unheard
         self._taken += len(recovery.unheard) + len(recovery.open)
         self._bell.ring()
+        self._some.ring()
         now_s = trio.current_time()
         for point in recovery.open:
             token = point.token
@@ -61,7 +62,7 @@ class Keeper(Leases):
                 self._route(task)
 
     def _close_unknown(self, token: Token) -> None:
-        self._endings.append(self._ending(token, End.CANCELLED, "its agreement is over"))
+        self._endings.append(self._ending(token, End.CANCELLED, self._pacts.why_none(token.agreement)))
 
     async def open(self, agreement: bytes, rows: Sequence[tuple[bytes, Mapping[str, Any]]]) -> int:
         """Open tasks, as there is room for them; returns when all are in the ledger.
@@ -89,7 +90,8 @@ class Keeper(Leases):
             if self._limits.open_tasks - self._taken > len(chunk):
                 self._room.ring()  # for others who wait
             new += await self._open(pact, chunk)
-            await trio.lowlevel.checkpoint()
+            if at < len(rows):
+                await trio.lowlevel.checkpoint()
         return new
 
     async def _open(self, pact: Pact, rows: Sequence[tuple[bytes, Mapping[str, Any]]]) -> int:
@@ -105,6 +107,8 @@ class Keeper(Leases):
             tokens.append(
                 Token(task_id, pact.agreement, self._me, self._peer, 1, 0, at, data, (), deadline_ms, opened=opened)
             )
+        if not self._taken:
+            self._some.ring()
         self._taken += len(tokens)
         fresh: Sequence[bool] = ()
         try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -17,9 +18,19 @@ import trio
 
 from comity.errors import Busy, LinkError, StorageError
 from comity_node.protocol.token import HOME, Key
-from comity_node.runtime.passing.bell import Bell
+from comity_node.runtime.passing.crew import Crew
 from comity_node.runtime.passing.limits import PassingLimits
-from comity_node.runtime.passing.ports import Answer, Carrier, Gateway, Journal, Outgoing, Refusal, Routing, Verdict
+from comity_node.runtime.passing.ports import (
+    Answer,
+    Carrier,
+    Gateway,
+    Journal,
+    Outgoing,
+    Refusal,
+    Routing,
+    Verdict,
+    Verdicts,
+)
 from comity_node.runtime.passing.visit import Parcel
 
 log = logging.getLogger(__name__)
@@ -49,12 +60,11 @@ class Owner(Protocol):
 class _Lane:
     """What is for one organization."""
 
-    __slots__ = ("active", "bell", "failures", "queue", "sweep_at", "until_s")
+    __slots__ = ("crew", "failures", "queue", "sweep_at", "until_s")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, work: Callable[[_Lane, trio.CancelScope], Awaitable[bool]]) -> None:
         self.queue: deque[Parcel] = deque()
-        self.active = 0
-        self.bell = Bell()
+        self.crew = Crew(most, partial(work, self))
         self.until_s = 0.0
         self.failures = 0
         self.sweep_at = _SWEEP_FROM
@@ -65,7 +75,7 @@ class _Lane:
             self.queue = deque(each for each in self.queue if not each.dead)
             self.sweep_at = max(_SWEEP_FROM, 2 * len(self.queue))
         self.queue.append(parcel)
-        self.bell.ring()
+        self.crew.call()
 
 
 class Lanes:
@@ -93,10 +103,14 @@ class Lanes:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            for lane in self._lanes:
-                self._begin(lane)
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for lane in self._lanes.values():
+                lane.crew.begin(nursery)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # what is put in from now on waits in the journal for the next run
 
     def put(self, row: Outgoing) -> None:
         """Deliver a journaled token; it replaces one of the same key."""
@@ -105,9 +119,9 @@ class Lanes:
         parcel = self._parcels[row.token.key] = Parcel(row, trio.current_time())
         lane = self._lanes.get(row.to)
         if lane is None:
-            lane = self._lanes[row.to] = _Lane()
+            lane = self._lanes[row.to] = _Lane(self._limits.lanes, partial(self._work, row.to))
             if self._nursery is not None:
-                self._begin(row.to)
+                lane.crew.begin(self._nursery)
         lane.put(parcel)
 
     def backlog(self, to: str) -> int:
@@ -129,30 +143,16 @@ class Lanes:
         if self._parcels.get(parcel.row.token.key) is parcel:
             del self._parcels[parcel.row.token.key]
 
-    def _begin(self, to: str) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(self._run, to, self._lanes[to])
-
-    async def _run(self, to: str, lane: _Lane) -> None:
-        async with trio.open_nursery() as nursery:
-            while True:
-                if lane.until_s > trio.current_time():
-                    await trio.sleep_until(lane.until_s)
-                    continue
-                batch = self._next(lane) if lane.active < self._limits.lanes else []
-                if not batch:
-                    await lane.bell.wait()
-                    continue
-                lane.active += 1
-                nursery.start_soon(self._bring, to, lane, batch)
-
-    async def _bring(self, to: str, lane: _Lane, batch: list[Parcel]) -> None:
-        try:
-            if batch := await self._pass(to, lane, batch):
-                await self._deliver(to, lane, batch)
-        finally:
-            lane.active -= 1
-            lane.bell.ring()
+    async def _work(self, to: str, lane: _Lane, _: trio.CancelScope) -> bool:
+        if lane.until_s and lane.until_s > trio.current_time():
+            await trio.sleep_until(lane.until_s)
+            return True
+        batch = self._next(lane)
+        if lane.queue:
+            lane.crew.call()
+        if batch and (batch := await self._pass(to, lane, batch)):
+            await self._deliver(to, lane, batch)
+        return bool(lane.queue)
 
     def _next(self, lane: _Lane) -> list[Parcel]:
         batch: list[Parcel] = []
@@ -184,7 +184,8 @@ class Lanes:
             else:
                 row = parcel.row
                 parcel.row = Outgoing(row.token, row.to, row.role, one)
-        self._later(lane, late)
+        if late:
+            self._later(lane, late)
         return [parcel for parcel in batch if parcel.row.passed is not None and not parcel.dead]
 
     async def _deliver(self, to: str, lane: _Lane, batch: list[Parcel]) -> None:
@@ -202,6 +203,8 @@ class Lanes:
             self._pause(lane, batch, pause * (0.5 + self._random.random()))
             return
         lane.failures = 0
+        if isinstance(verdicts, Verdicts) and verdicts.wait_s is not None:
+            self._routing.hinted(to, verdicts.wait_s)
         await self._settle(to, lane, batch, verdicts)
 
     async def _settle(self, to: str, lane: _Lane, batch: list[Parcel], verdicts: Sequence[Verdict]) -> None:
@@ -231,7 +234,8 @@ class Lanes:
                 again.append(parcel)
             else:
                 self._owner(parcel).refused(parcel, verdict.reason)
-        self._later(lane, late)
+        if late:
+            self._later(lane, late)
         if again:
             self._busy(to, lane, again, busy)
 
@@ -244,15 +248,14 @@ class Lanes:
                 self._owner(parcel).waited(parcel)
             if not parcel.dead:
                 waiting.append((parcel, pause_s))
-        if waiting:
-            assert self._nursery is not None
+        if waiting and self._nursery is not None:
             pause_s = min(_LONGEST_S, max(pause_s for _, pause_s in waiting))
             self._nursery.start_soon(self._put_back, lane, [parcel for parcel, _ in waiting], pause_s)
 
     async def _put_back(self, lane: _Lane, parcels: Sequence[Parcel], pause_s: float) -> None:
         await trio.sleep(pause_s)
         lane.queue.extend(parcel for parcel in parcels if not parcel.dead)
-        lane.bell.ring()
+        lane.crew.call()
 
     def _busy(self, to: str, lane: _Lane, batch: list[Parcel], retry_after_s: float) -> None:
         pause = min(retry_after_s, self._limits.backoff_most_s)
@@ -265,7 +268,6 @@ class Lanes:
         now = trio.current_time()
         lane.until_s = max(lane.until_s, now + pause_s)
         lane.queue.extendleft(reversed(batch))
-        lane.bell.ring()
         for parcel in list(lane.queue):
             if now - parcel.since_s < self._limits.patience_s:
                 break

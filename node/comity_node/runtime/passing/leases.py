@@ -39,6 +39,8 @@ class Leases(Returns):
 
     async def _watch(self) -> None:
         while True:
+            if not self._taken:
+                await self._some.wait()
             await trio.sleep(min(_TICK_S, self._limits.lease_s / 8))
             await self._look()
 

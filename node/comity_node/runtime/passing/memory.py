@@ -207,6 +207,9 @@ class Turns:
 
     released = overtaken
 
+    def hinted(self, organization: str, wait_s: float) -> None:
+        """Take turns all the same."""
+
     def busy(self, organization: str, retry_after_s: float) -> None:
         """Pass an organization over for so long."""
         self._busy[organization] = self._now_s + retry_after_s
@@ -246,6 +249,10 @@ class MemoryPacts:
     def pact(self, agreement: bytes) -> Pact | None:
         """Return an agreement."""
         return self._pacts.get(agreement)
+
+    def why_none(self, agreement: bytes) -> str:
+        """Return why there is no such pact."""
+        return "its agreement is over"
 
     def offering(self, agreement: bytes, skill: str) -> Sequence[str]:
         """Return who offers a skill."""

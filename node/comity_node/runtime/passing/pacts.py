@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import trio
 
@@ -18,6 +18,8 @@ from comity_node.runtime.passing.ports import Pact
 _FRESH_S = 0.1
 #: Agreements whose flows are kept read.
 _FLOWS_KEPT = 1_024
+#: Of why a flow cannot be read.
+_REASON_CHARS = 500
 
 
 class AgreedPacts:
@@ -26,7 +28,7 @@ class AgreedPacts:
     def __init__(
         self, agreements: Agreements, *, me: str, own: Callable[[], Sequence[str]],
         others: Callable[[], Mapping[str, frozenset[str]]], reachable: Callable[[str], bool],
-        now_ms: Callable[[], int],
+        now_ms: Callable[[], int], suspended: Callable[[], Collection[str]] = tuple,
     ) -> None:  # fmt: skip
         """Look at `agreements`.
 
@@ -37,6 +39,7 @@ class AgreedPacts:
             others: those that others' agents offer, by organization.
             reachable: whether a node of an organization is linked.
             now_ms: the time, in milliseconds since the Unix epoch.
+            suspended: who is given no task now, whatever it offers (`suspensions.Suspensions.now`).
         """
         self._agreements = agreements
         self._me = me
@@ -44,6 +47,7 @@ class AgreedPacts:
         self._others = others
         self._reachable = reachable
         self._now_ms = now_ms
+        self._suspended = suspended
         self._pacts: dict[bytes, Pact] = {}
         self._offering: dict[tuple[bytes, str], tuple[str, ...]] = {}
         self._fresh_until = 0.0
@@ -69,6 +73,23 @@ class AgreedPacts:
                 agreement, flow, onward, lease_s=float(terms.lease_seconds), expires_ms=terms.expires_ms
             )
         return pact
+
+    def why_none(self, agreement: bytes) -> str:
+        """Return why there is no such pact: with this end the tasks that a run finds and cannot go on with."""
+        agreed = self._agreements.find(agreement)
+        if stopped := self._agreements.why_stopped(agreement):
+            return stopped
+        if agreed is None:
+            return "its agreement is not known here any more"
+        if not agreed.terms.flow:
+            return "its agreement has no flow"
+        if self._agreements.is_over(agreement) or self._now_ms() >= agreed.terms.expires_ms:
+            return "its agreement is over"
+        try:
+            parse_flow(agreed.terms.flow)
+        except ConfigError as error:
+            return f"this version of the node cannot read its flow: {error}"[:_REASON_CHARS]
+        return "its agreement is over"
 
     def find(self, agreement: bytes) -> Agreed | None:
         """Return an agreement that is in force now; None if it is not."""
@@ -99,10 +120,10 @@ class AgreedPacts:
         agreed = self.find(agreement)
         if agreed is None:  # while it is suspended nobody is asked for anything: its tasks wait
             return []
-        others = self._others()
+        others, suspended = self._others(), self._suspended()
         who = [
             name
             for name in agreed.terms.participants
-            if skill in others.get(name, frozenset()) and self._reachable(name)
+            if skill in others.get(name, frozenset()) and name not in suspended and self._reachable(name)
         ]
         return sorted([*who, self._me]) if skill in self._own() else who

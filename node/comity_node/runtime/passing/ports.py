@@ -8,7 +8,7 @@ Journal and Ledger are two views of one store: a task's checkpoint (ledger) and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from comity_node.runtime.seams import Workers
 __all__ = [
     "Answer", "Carrier", "Checkpoint", "End", "Ending", "Gateway", "Held", "Journal", "Ledger", "LedgerRecovery",
     "Move", "Note", "Outgoing", "Pact", "Pacts", "Quick", "Recovery", "Refusal", "Routing", "Sink", "Told", "Verdict",
-    "Workers",
+    "Verdicts", "Workers",
 ]  # fmt: skip
 
 
@@ -62,6 +62,21 @@ class Verdict:
     def lets_go(self) -> bool:
         """Whether the sender need not keep the token any longer."""
         return self.answer in _CUSTODY
+
+
+class Verdicts(list[Verdict]):
+    """A receiver's answers to the tokens of one delivery, and how loaded it says that it is.
+
+    Attributes:
+        wait_s: in how many seconds it would have worked on a token that comes now: a claim. None: it says nothing.
+    """
+
+    __slots__ = ("wait_s",)
+
+    def __init__(self, verdicts: Iterable[Verdict], wait_s: float | None = None) -> None:
+        """Have an answer for each token."""
+        super().__init__(verdicts)
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +297,7 @@ class Carrier(Protocol):
     """The way to other organizations."""
 
     async def deliver(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Verdict]:
-        """Bring tokens to an organization and return its verdicts, one each.
+        """Bring tokens to an organization and return its verdicts, one each: `Verdicts`, if it said how loaded it is.
 
         Raises:
             Busy: it takes nothing now (`retry_after_ms`).
@@ -325,6 +340,9 @@ class Pacts(Protocol):
         While it is suspended it is still returned, and nobody offers anything under it: its tasks wait.
         """
 
+    def why_none(self, agreement: bytes) -> str:
+        """Return why there is no such pact, for whoever looks at a task that has ended for it."""
+
     def offering(self, agreement: bytes, skill: str) -> Sequence[str]:
         """Return the participants (this organization too) that say that they offer a skill now."""
 
@@ -346,6 +364,9 @@ class Routing(Protocol):
 
     def released(self, organization: str, skill: str, after_s: float) -> None:
         """Note that it is not wanted back any more: the task was called off."""
+
+    def hinted(self, organization: str, wait_s: float) -> None:
+        """Note that an organization says that a token it gets now would take it so many seconds."""
 
     def busy(self, organization: str, retry_after_s: float) -> None:
         """Note that an organization takes nothing for so long."""

@@ -41,8 +41,12 @@ class FairQueue(Generic[T]):
         """Return how many items wait."""
         return self._size
 
-    def put(self, source: Hashable, step: Hashable, item: T, rows: int = 1) -> None:
-        """Add an item of a source that waits for a step, of which at most `rows` are taken at a time."""
+    def put(self, source: Hashable, step: Hashable, item: T, rows: int = 1) -> bool:
+        """Add an item of a source that waits for a step, of which at most `rows` are taken at a time.
+
+        Returns:
+            Whether there is one more batch now.
+        """
         line = self._lines.get(source)
         if line is None:
             line = self._lines[source] = _Line()
@@ -53,6 +57,7 @@ class FairQueue(Generic[T]):
             line.turns.append(step)
         waiting[1].append(item)
         self._size += 1
+        return rows == 1 or len(waiting[1]) % rows == 1
 
     def keep(self, wanted: Callable[[T], bool]) -> None:
         """Forget the items that are not wanted any longer; the others keep their turns."""

@@ -2,81 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any
+from collections.abc import Callable
+from math import inf
 
 import trio
 
-from comity.errors import AgentError, Busy, NoWorker
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.stragglers import Percentiles
+from comity_node.runtime.passing.visit import Call
 
 
 class Race:
-    """Knows how long calls take, and makes a few of them twice; whichever answers first counts."""
+    """Knows how long calls take, looks after those that are under way, and has a few of them made twice."""
 
-    def __init__(self, limits: PassingLimits, begin: Callable[[], bool], end: Callable[[], None]) -> None:
-        """Have `begin` take a place for a second call, if one is free and nobody waits for it, and `end` free it."""
+    def __init__(self, limits: PassingLimits, again: Callable[[Call], bool]) -> None:
+        """Have `again` make a call a second time, if a place is free for it and nobody waits for one."""
         self._limits = limits
-        self._begin = begin
-        self._end = end
+        self._again = again
         self._times = Percentiles()
+        self._most = max(1.0, limits.call_hedge_share * limits.window)
         self._credit = 0.0
+        #: When each call that may be made twice is made twice.
+        self._due: dict[Call, float] = {}
+        self._sleep = trio.CancelScope()
         #: Calls that were made twice so far.
         self.hedged = 0
 
-    async def run(self, kind: Hashable, ask: Callable[[], Awaitable[Any]], *, twice: bool) -> Any:  # noqa: ANN401  (JSON)
-        """Return the answer of `ask`, which may be called again if it takes too long for its kind and `twice` is set.
+    def begins(self, call: Call) -> None:
+        """Look after a call from now on."""
+        self._credit = min(self._most, self._credit + self._limits.call_hedge_share)
+        if call.twice and (after_s := self._after_s(call)) is not None:
+            due_s = self._due[call] = call.began_s + after_s
+            if due_s < self._sleep.deadline:
+                self._sleep.deadline = due_s
 
-        Kinds have to be few, since each is remembered.
+    def answered(self, call: Call) -> None:
+        """Learn how long a call took."""
+        self._times.add(call.kind, trio.current_time() - call.began_s)
 
-        Raises:
-            AgentError: every call that was made failed; it is the first one's error.
-            Busy: in the same way.
-            NoWorker: in the same way.
-        """
-        most, began = max(1.0, self._limits.call_hedge_share * self._limits.window), trio.current_time()
-        self._credit = min(most, self._credit + self._limits.call_hedge_share)
-        p95_s = self._times.p95_s(kind)
-        if not twice or p95_s is None:
-            answer = await ask()
-        else:
-            after_s = max(self._limits.call_hedge_least_s, p95_s * self._limits.hedge_factor)
-            answer = await self._race(ask, after_s)
-        self._times.add(kind, trio.current_time() - began)
-        return answer
+    def spared(self) -> None:
+        """Hear that a call was over before it was made a second time."""
+        self._credit += 1.0
+        self.hedged -= 1
 
-    async def _race(self, ask: Callable[[], Awaitable[Any]], after_s: float) -> Any:  # noqa: ANN401  (JSON)
-        answers: list[Any] = []
-        errors: list[AgentError | Busy | NoWorker] = []
-        async with trio.open_nursery() as nursery:
+    def ends(self, call: Call) -> None:
+        """Look after a call no longer."""
+        self._due.pop(call, None)
 
-            async def first() -> None:
-                await one()
-                if errors and not second_runs:
-                    nursery.cancel_scope.cancel()
-
-            async def one() -> None:
-                try:
-                    answers.append(await ask())
-                except (AgentError, Busy, NoWorker) as error:
-                    errors.append(error)
+    async def run(self) -> None:
+        """Have calls made twice that take too long for their kind, until cancelled."""
+        while True:
+            with self._sleep:
+                await trio.sleep(inf)
+            now_s = trio.current_time()
+            for call in [call for call, due_s in self._due.items() if due_s <= now_s]:
+                if self._credit >= 1.0 and self._again(call):
+                    self._credit -= 1.0
+                    self.hedged += 1
+                    del self._due[call]
                 else:
-                    nursery.cancel_scope.cancel()
+                    self._due[call] = now_s + (self._after_s(call) or 0.0)
+            self._sleep = trio.CancelScope(deadline=min(self._due.values(), default=inf))
 
-            second_runs = False
-            nursery.start_soon(first)
-            while True:
-                await trio.sleep(after_s)
-                if self._credit >= 1.0 and self._begin():
-                    break
-            second_runs = True
-            self._credit -= 1.0
-            self.hedged += 1
-            try:
-                await one()
-            finally:
-                self._end()
-        if not answers:
-            raise errors[0]
-        return answers[0]
+    def _after_s(self, call: Call) -> float | None:
+        """After how long a call is made twice; None: too few of its kind are known."""
+        p95_s = self._times.p95_s(call.kind)
+        return None if p95_s is None else max(self._limits.call_hedge_least_s, p95_s * self._limits.hedge_factor)

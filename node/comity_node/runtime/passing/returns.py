@@ -133,8 +133,10 @@ class Returns(Sending):
         if (out := task.outs.pop(token.attempt, None)) is not None:
             to, skill, since_s = out
             after_s = trio.current_time() - since_s
-            good = token.outcome not in (Outcome.GIVEN_BACK, Outcome.FAILED)
-            self._routing.answered(to, skill, after_s, good)
+            if given_back and to != sender:  # it was passed on: whoever gave it back is not who was asked
+                self._routing.released(to, skill, after_s)
+            else:
+                self._routing.answered(to, skill, after_s, not given_back and token.outcome is not Outcome.FAILED)
             if not given_back:
                 self._times.add((task.pact.agreement, skill), after_s)
         if not given_back:
@@ -147,7 +149,7 @@ class Returns(Sending):
         log.warning("%s sent a token back that is wrong: %s", sender, reason)
         if (out := task.outs.get(token.attempt)) is not None and out[0] == sender:
             task.why = f"{sender}: {reason}"
-            self._not_there(task, token.attempt, out, for_good=True, anew=True)
+            self._not_there(task, token.attempt, out, for_good=True, anew=True, failed=True)
 
     def _end_journaled(self, endings: Sequence[Ending]) -> None:
         if endings:

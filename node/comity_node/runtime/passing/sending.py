@@ -78,6 +78,7 @@ class Sending:
         self._journaled: list[Ending] = []
         self._bell = Bell()
         self._room = Bell()
+        self._some = Bell()
         self._taken = 0
         self._parked: dict[tuple[Any, ...], deque[Task]] = {}
         self._times = Percentiles()
@@ -202,7 +203,7 @@ class Sending:
         task = self._tasks.get(parcel.row.token.task_id)
         if task is not None and (out := task.outs.get(parcel.row.token.attempt)) is not None:
             if verdict.answer is Answer.OVER:
-                self._not_there(task, parcel.row.token.attempt, out, for_good=False, anew=False)
+                self._not_there(task, parcel.row.token.attempt, out, for_good=False, anew=False, failed=False)
             else:
                 task.lease_s = trio.current_time() + self._lease_of(task)
 
@@ -226,7 +227,7 @@ class Sending:
             return  # it waits on
         self._lanes.drop(parcel)
         self._desk.drop(token.key)
-        self._not_there(task, token.attempt, out, for_good=for_good, anew=parcel.sent)
+        self._not_there(task, token.attempt, out, for_good=for_good, anew=parcel.sent, failed=not for_good)
 
     def _others(self, task: Task, but: str) -> bool:
         cursor = task.cursor
@@ -236,11 +237,20 @@ class Sending:
             for each in self._ways.candidates(task.pact, cursor, step, self._me)
         )
 
-    def _not_there(self, task: Task, attempt: int, out: tuple[str, str, float], *, for_good: bool, anew: bool) -> None:
-        """A token is not with `out`: if it is nowhere else either, send it out again."""
+    def _not_there(
+        self, task: Task, attempt: int, out: tuple[str, str, float], *, for_good: bool, anew: bool, failed: bool
+    ) -> None:  # fmt: skip
+        """A token is not with `out`: if it is nowhere else either, send it out again.
+
+        Without `failed` that says nothing of how well `out` works: a policy has said no, or a deadline is over.
+        """
         del task.outs[attempt]
         to, skill, since_s = out
-        self._routing.answered(to, skill, trio.current_time() - since_s, good=False)
+        after_s = trio.current_time() - since_s
+        if failed:
+            self._routing.answered(to, skill, after_s, good=False)
+        else:
+            self._routing.released(to, skill, after_s)
         task.refused[to] = for_good
         if not task.outs and task.visit is None:
             self._again(task, anew=anew)

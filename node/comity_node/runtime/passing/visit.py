@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from comity.errors import AgentError, Busy
 from comity_node.protocol.flow import Cursor, Flow, Step, current
 from comity_node.protocol.token import Outcome, Token
 from comity_node.runtime.passing.codec import Codec
@@ -17,14 +18,40 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """One call of an agent, for a batch of visits."""
+    """A call of an agent, for a batch of visits; it may be made twice.
 
-    __slots__ = ("alive", "scope")
+    Attributes:
+        batch: the visits.
+        kind: what calls that take about as long have in common.
+        twice: whether it may be made twice.
+        began_s: when it began.
+        by_s: when it has to be answered.
+        alive: how many visits still want the answer.
+        tries: the scopes of those who are at it, two at most.
+        error: of the first of them that failed.
+    """
 
-    def __init__(self, alive: int) -> None:
-        """Begin with so many visits that still want the answer."""
-        self.alive = alive
-        self.scope = trio.CancelScope()
+    __slots__ = ("alive", "batch", "began_s", "by_s", "error", "kind", "tries", "twice")
+
+    def __init__(self, batch: list[Visit], began_s: float, by_s: float) -> None:
+        """Begin for a batch of one step."""
+        step = batch[0].step
+        self.batch = batch
+        self.kind = step.skill, len(batch)
+        self.twice = step.hedge and not step.leased
+        self.began_s = began_s
+        self.by_s = by_s
+        self.alive = len(batch)
+        self.tries: list[trio.CancelScope] = []
+        self.error: AgentError | Busy | None = None
+        for visit in batch:
+            visit.call = self
+
+    def stop(self) -> None:
+        """Have nobody be at it any longer."""
+        for scope in self.tries:
+            scope.cancel()
+        self.tries.clear()
 
 
 class Visit:
@@ -81,7 +108,7 @@ class Visit:
             if self.call is not None:
                 self.call.alive -= 1
                 if not self.call.alive:
-                    self.call.scope.cancel()
+                    self.call.stop()
 
     def leaves(self, codec: Codec, outcome: Outcome = Outcome.UNDER_WAY, reason: str = "") -> Token:
         """Return the token with which it goes on elsewhere, one hop further."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -48,6 +48,7 @@ class Around:
     random: Random
     limits: PassingLimits
     watch: Watch
+    suspended: Callable[[], Collection[str]] = tuple
 
 
 def make_flows(around: Around) -> Flows:
@@ -57,7 +58,7 @@ def make_flows(around: Around) -> Flows:
     token_gate = TokenGate(gate, around.datasets, around.trust)
     pacts = AgreedPacts(
         around.agreements, me=me, own=around.workers.skills, others=around.directory.skills,
-        reachable=messenger.reachable, now_ms=now_ms,
+        reachable=messenger.reachable, now_ms=now_ms, suspended=around.suspended,
     )  # fmt: skip
     gateway = TokenGateway(token_gate, around.agreements, pacts, around.recheck)
     carriage = Carriage(messenger=messenger, gateway=gateway, chains=token_gate.chains, database=around.database)
@@ -69,7 +70,7 @@ def make_flows(around: Around) -> Flows:
         routing=routing, now_ms=now_ms,
     )  # fmt: skip
     ports = Ports(
-        journal=DurableJournal(around.database, me, now_ms),
+        journal=DurableJournal(around.database, me, now_ms, gateway),
         ledger=DurableLedger(around.database, me, now_ms),
         gateway=WatchedGateway(gateway, around.watch),
         carrier=WatchedCarrier(carriage, around.watch),

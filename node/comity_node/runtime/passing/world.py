@@ -21,6 +21,7 @@ from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.memory import MemoryJournal, MemoryLedger, MemoryPacts, MemoryStore, OpenGateway, Turns
 from comity_node.runtime.passing.ports import (
     Ending,
+    Gateway,
     Held,
     Journal,
     Ledger,
@@ -90,7 +91,6 @@ class MemoryNetwork:
         engine = self.reach(sender, to)
         if self.faults is None or self.nursery is None:
             self.delivered += len(tokens)
-            await trio.lowlevel.checkpoint()
             return await engine.take(sender, tokens)
         faults, random = self.faults, self._random
         answer, answered = trio.open_memory_channel[Sequence[Verdict] | LinkError](2)
@@ -250,6 +250,7 @@ class MemoryWorld:
         faults: Faults | None = None, onward: bool = False,
         routing: Callable[[str, Random], Routing] = lambda _, random: Turns(random),
         denied: Callable[[str, str, Token], str] | None = None, codec: Codec | None = None,
+        gateway: Callable[[str, Gateway], Gateway] = lambda _, inner: inner,
     ) -> None:  # fmt: skip
         """Have the organizations that are the keys of `agents`, each with its agents.
 
@@ -263,7 +264,9 @@ class MemoryWorld:
             routing: makes an organization's router.
             denied: says why a token (to, role, token) may not leave; empty: it may.
             codec: of each engine: values pass as they are, if nothing is said.
+            gateway: puts another one around an organization's gateway.
         """
+        self._gateway = gateway
         self._codec = codec or Values()
         self.agents = dict(agents)
         self.pact = Pact(sha256(flow.document), flow, onward)
@@ -327,7 +330,7 @@ class MemoryWorld:
             organization,
             f"peer of {organization}",
             Ports(
-                ports_journal, ports_ledger, OpenGateway(store, self._denied),
+                ports_journal, ports_ledger, self._gateway(organization, OpenGateway(store, self._denied)),
                 MemoryCarrier(self.network, organization), self.agents[organization],
                 self._routing(organization, self._random), self._pacts, self.sinks[organization],
             ),

@@ -1,0 +1,119 @@
+"""How loaded somebody is, as it says itself: what a holder tells who brings it work, and what that one makes of it.
+
+No I/O and no clock: seconds of any monotonic clock are passed in.
+
+A `Load` counts the calls under way and learns how long calls take. What tells a back-end that stands still from a slow
+answer are the answers that are missing: with `n` calls under way and `u` seconds that calls usually take, one answer is
+due every `u / n` seconds. The call-seconds since the last answer, over `u`, are therefore how many answers should have
+come; a few of them may be missing by chance (four, if calls last exponentially, in one case of fifty), and each further
+one counts as a call that has to be made first. One straggler among calls that are answered changes nothing.
+
+A `Hint` is such a figure of somebody else. It is a claim, and can only make its peer dearer than the own record of it
+says, never cheaper: who always says 0 stands where those stand who say nothing, who says too much is asked less, for
+seconds, and for a minute at most. So a liar gains traffic that others would have got for being idle, or the absence of
+traffic; how well it serves is in the own record as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: No hint says more, whoever gives it; in seconds.
+MAX_WAIT_S: Final = 60.0
+#: Answers that may be missing before a back-end seems to stand still.
+_MISSING: Final = 4.0
+#: Calls whose times are remembered, and how many times the usual one of them counts at most: what stood still once
+#: says little of how long calls take.
+_MEMORY: Final = 8
+_FAR_OFF: Final = 4.0
+#: Half-lives after which nothing is left of a hint.
+_FORGOTTEN: Final = 8.0
+#: What a call may take before any was answered, in seconds; until then nothing is said but that answers are missing.
+_FIRST_S: Final = 1.0
+
+
+class Load:
+    """What is under way at own agents, and how long a call that comes now would take."""
+
+    __slots__ = ("_answers", "_at_s", "_owed_s", "_running", "_usual_s")
+
+    def __init__(self) -> None:
+        """Begin idle."""
+        self._running = self._answers = 0
+        self._usual_s = _FIRST_S
+        #: Call-seconds since the last answer, up to `_at_s`.
+        self._owed_s = self._at_s = 0.0
+
+    def began(self, now_s: float) -> None:
+        """Note that an agent is called."""
+        self._pass(now_s)
+        self._running += 1
+
+    def answered(self, now_s: float, after_s: float) -> None:
+        """Note that a call was answered after so many seconds."""
+        self._end(now_s)
+        self._owed_s = 0.0
+        after_s = max(0.0, after_s)
+        if self._answers:
+            after_s = min(after_s, _FAR_OFF * self._usual_s)
+        self._answers = min(self._answers + 1, _MEMORY)
+        self._usual_s += (after_s - self._usual_s) / self._answers
+
+    def left(self, now_s: float) -> None:
+        """Note that a call failed or is not waited for any longer: that is no sign that answers come."""
+        self._end(now_s)
+
+    def wait_s(self, now_s: float, waiting: int, window: int) -> float:
+        """Return in how many seconds a call that comes now would be answered, at most `MAX_WAIT_S`.
+
+        Args:
+            now_s: the time.
+            waiting: calls that wait for their turn.
+            window: calls that are made at once, at most.
+        """
+        self._pass(now_s)
+        queued_s = self._usual_s * (1.0 + (self._running + waiting) / window) if self._answers else 0.0
+        return min(MAX_WAIT_S, queued_s + max(0.0, self._owed_s - _MISSING * self._usual_s))
+
+    def overdue_s(self, now_s: float) -> float | None:
+        """Return after how many seconds a call is overdue while no answers seem to come at all; None: they come."""
+        self._pass(now_s)
+        stands_still = self._answers and self._owed_s > 2.0 * _MISSING * self._usual_s
+        return _FAR_OFF * self._usual_s if stands_still else None
+
+    def _pass(self, now_s: float) -> None:
+        self._owed_s += self._running * max(0.0, now_s - self._at_s)
+        self._at_s = max(self._at_s, now_s)
+
+    def _end(self, now_s: float) -> None:
+        self._pass(now_s)
+        self._running = max(0, self._running - 1)
+
+
+class Hint:
+    """How long somebody else says that it would take; believed less and less.
+
+    Attributes:
+        sent: what was sent there since, of which it cannot have known when it said so.
+    """
+
+    __slots__ = ("_at_s", "_half_life_s", "_wait_s", "sent")
+
+    def __init__(self, wait_s: float, now_s: float, half_life_s: float) -> None:
+        """Hear `wait_s` now: half of it is believed after `half_life_s`, or an eighth of it, whichever is later.
+
+        After eight times as long nothing of it is. What is no number is 0.
+        """
+        self._wait_s = min(MAX_WAIT_S, wait_s) if wait_s > 0.0 else 0.0
+        self._at_s = now_s
+        self._half_life_s = max(half_life_s, self._wait_s / _FORGOTTEN)
+        self.sent = 0
+
+    def at(self, now_s: float) -> float:
+        """Return what is left of it: from 0 to `MAX_WAIT_S` seconds."""
+        half_lives = max(0.0, now_s - self._at_s) / self._half_life_s
+        return self._wait_s * 0.5**half_lives if half_lives < _FORGOTTEN else 0.0
+
+    def fresh(self, now_s: float) -> bool:
+        """Tell whether more than half of it is believed still."""
+        return now_s - self._at_s < self._half_life_s
