@@ -162,7 +162,7 @@ bench-workers: $(VENV)/.comity ## calls of a node's worker pool by the number of
 	$(PY) -m bench.workers $(ARGS)
 
 .PHONY: bench-runtime
-bench-runtime: $(VENV)/.comity ## tasks that find their own way beside orchestrators, brokers and barriers (25 minutes; ARGS=--help)
+bench-runtime: $(VENV)/.comity ## tasks that find their own way beside orchestrators, brokers and barriers (an hour; ARGS=--help)
 	$(PY) -m bench.runtime $(ARGS)
 
 .PHONY: simulate

@@ -1,8 +1,8 @@
 """`make bench-runtime`: rows that find their own way beside orchestrators, brokers and barriers.
 
 The grid (`bench/runtime/grid.py`) was chosen after first looks on a busy machine and fixed before the published run;
-every case that runs is published. The default takes about twenty-five minutes on two cores, `--full` hours, `--quick`
-seconds.
+every case that runs is published. The default takes about an hour on two cores, `--full` hours, `--quick` seconds;
+what was broken off goes on with `--resume`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import argparse
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.common import OUT, Cell, table
+from bench.common import OUT, table
 from bench.runtime import ceiling, ceiling_full, grid, inflight, page, result, runner
 from bench.runtime.arms import MAKERS
 from bench.runtime.client import BackendProcess
 from bench.runtime.grid import Case
-from bench.runtime.runner import Compared, Modelled
+from bench.runtime.journal import GridJournal
+from bench.runtime.runner import Arm
 
 _QUICK_SCALE: Final = 0.05
 _FULL_TURNS: Final = 10
@@ -40,6 +41,7 @@ class Plan:
         rows: of each workload.
         parts: of the benchmark.
         scale: of the other parts: how much smaller than usual they are.
+        resume: whether the cases that an earlier run of the same grid has done are taken from it.
     """
 
     cases: tuple[Case, ...] = grid.DEFAULT
@@ -48,6 +50,7 @@ class Plan:
     rows: dict[str, int] = field(default_factory=lambda: dict(grid.ROWS))
     parts: tuple[str, ...] = PARTS
     scale: float = 1.0
+    resume: bool = False
 
 
 def run_ceiling(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
@@ -73,12 +76,11 @@ def run_inflight(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     return result.of_cells(cells)
 
 
-def run_grid(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the grid; return its part of the result."""
-    cells: list[Cell] = []
-    compared: list[Compared] = []
-    models: dict[str, Modelled] = {}
-    failures: list[dict[str, str]] = []
+def run_grid(plan: Plan, say: Callable[[str], None], out: Path = OUT) -> dict[str, Any]:
+    """Run the grid; return its part of the result. Each case is in the journal in `out` once it is done."""
+    fixed = grid.digest(plan.cases, plan.rows, plan.repeats)
+    done = GridJournal(out, fixed, plan.arms, resume=plan.resume)
+    found: list[Mapping[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="comity-bench-") as name, ExitStack() as stack:
         backend = stack.enter_context(BackendProcess(Path(name)))
         arms = {arm: stack.enter_context(MAKERS[arm]()) for arm in plan.arms}
@@ -86,28 +88,35 @@ def run_grid(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         for case in grid.QUICK:  # once each, to warm up
             runner.run_case(case, arms, backend, 1, warm)
         gc.freeze()
-        for case in plan.cases:
-            models[case.name] = said = runner.modelled(case, plan.repeats, plan.rows)
-            runs, failed = runner.run_case(case, arms, backend, plan.repeats, plan.rows)
-            failures += [{"work": case.name, "arm": arm, "why": why} for arm, why in failed.items()]
-            for arm, why in failed.items():
-                say(f"FAILED {case.name}, {arm}: {why}")
-            new = runner.compare(case, runs, said)
-            cells += runner.cells(case, runs)
-            compared += new
-            say(runner.table(case, runs, said, new))
+        for at, case in enumerate(plan.cases, 1):
+            known = done.get(case.name)
+            say(f"[{at}/{len(plan.cases)}] {case.name}" + (": done before" if known else ""))
+            found.append(known or _run_case(case, plan, arms, backend, say))
+            if known is None:
+                done.add(found[-1])
         gc.unfreeze()
-    fixed = grid.digest(plan.cases, plan.rows, plan.repeats)
-    return {**result.of_grid(cells, compared, models, fixed), "failures": failures}
+    return result.of_grid(found, fixed)
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def _run_case(
+    case: Case, plan: Plan, arms: Mapping[str, Arm], backend: BackendProcess, say: Callable[[str], None]
+) -> dict[str, Any]:
+    said = runner.modelled(case, plan.repeats, plan.rows)
+    runs, failed = runner.run_case(case, arms, backend, plan.repeats, plan.rows)
+    for arm, why in failed.items():
+        say(f"FAILED {case.name}, {arm}: {why}")
+    compared = runner.compare(case, runs, said)
+    say(runner.table(case, runs, said, compared))
+    return result.of_case(case.name, runner.cells(case, runs), compared, said, failed)
+
+
+def run(plan: Plan, say: Callable[[str], None], out: Path = OUT) -> dict[str, Any]:
     """Run the parts; return the content of the result's file."""
     load = os.getloadavg()[0]
     say(f"load before: {load:.2f} on {os.cpu_count()} processors")
     parts: list[dict[str, Any]] = [result.of_cells([], load=load)]
     if "grid" in plan.parts:
-        parts.append(run_grid(plan, say))
+        parts.append(run_grid(plan, say, out))
     if "ceiling" in plan.parts:
         parts.append(run_ceiling(plan, say))
     if "inflight" in plan.parts:
@@ -126,7 +135,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
         rows = {work: count // 4 for work, count in rows.items()}
     if chosen.cases:
         cases = tuple(case for case in grid.FULL if any(part in case.name for part in chosen.cases))
-    return Plan(cases, tuple(chosen.arms), chosen.repeats or repeats, rows, tuple(chosen.parts), scale)
+    return Plan(cases, tuple(chosen.arms), chosen.repeats or repeats, rows, tuple(chosen.parts), scale, chosen.resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,10 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=grid.ARMS, default=grid.ARMS, help="only these")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument("--repeats", type=int, help=f"of each case ({grid.REPEATS})")
+    parser.add_argument("--resume", action="store_true", help="go on with a grid that was broken off")
     parser.add_argument("--out", type=Path, default=OUT, help="where the file goes (bench-out)")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md and its plots, too")
     chosen = parser.parse_args(arguments)
-    content = run(plan_of(chosen), lambda line: print(line, flush=True))
+    content = run(plan_of(chosen), lambda line: print(line, flush=True), chosen.out)
     print(result.write(content, chosen.out))
     if chosen.publish:
         print(page.publish(content))

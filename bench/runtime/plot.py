@@ -77,9 +77,10 @@ PLOTS: Final = (
 
 
 def draw(plot: Plot, ratios: Sequence[Mapping[str, Any]]) -> str:
-    """Return a plot as SVG; a series that nobody measured stays empty."""
+    """Return a plot as SVG, with the cases in which one of its series was measured."""
     shown = [each for each in ratios if each.get("figure") == "makespan"]
-    works = list(dict.fromkeys(each["work"] for each in shown))
+    pairs = {(each.arm, each.peer) for each in plot.series}
+    works = list(dict.fromkeys(each["work"] for each in shown if (each["arm"], each["peer"]) in pairs))
     found = {(each["work"], each["arm"], each["peer"]): each for each in shown}
     lines = [[found.get((work, each.arm, each.peer)) for each in plot.series] for work in works]
     high = _LINE * max(1, len(plot.series)) + 8

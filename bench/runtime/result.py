@@ -18,23 +18,32 @@ from bench.common import Cell, Ratio, machine
 from bench.runtime.runner import Compared, Modelled
 
 
-def of_grid(
-    cells: Sequence[Cell], compared: Sequence[Compared], models: Mapping[str, Modelled], digest: str
+def of_case(
+    name: str, cells: Sequence[Cell], compared: Sequence[Compared], said: Modelled, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the grid's part of the result."""
+    """Return what is known of one case: a line of the grid's journal."""
     return {
+        "case": name,
         "cells": [asdict(each) for each in cells],
         "ratios": [_ratio(each) for each in compared],
-        "models": [
-            {
-                "work": name,
-                "hops": fmean(said.hops),
-                "row_s": fmean(said.row),
-                "bound_s": fmean(said.bound),
-                "batch_s": {arm: fmean(values) for arm, values in said.batch.items()},
-            }
-            for name, said in models.items()
-        ],
+        "model": {
+            "work": name,
+            "hops": fmean(said.hops),
+            "row_s": fmean(said.row),
+            "bound_s": fmean(said.bound),
+            "batch_s": {arm: fmean(values) for arm, values in said.batch.items()},
+        },
+        "failures": [{"work": name, "arm": arm, "why": why} for arm, why in failed.items()],
+    }
+
+
+def of_grid(cases: Sequence[Mapping[str, Any]], digest: str) -> dict[str, Any]:
+    """Return the grid's part of the result, from `of_case` of each."""
+    return {
+        "cells": [cell for case in cases for cell in case["cells"]],
+        "ratios": [ratio for case in cases for ratio in case["ratios"]],
+        "models": [case["model"] for case in cases],
+        "failures": [failure for case in cases for failure in case["failures"]],
         "grid": digest,
     }
 

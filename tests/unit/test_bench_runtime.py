@@ -13,10 +13,24 @@ import pytest
 
 from bench.common import cell
 from bench.runtime import __main__ as command
-from bench.runtime import arms, ceiling, central, draws, flows, grid, inflight, model, page, paired, result, runner
+from bench.runtime import (
+    arms,
+    ceiling,
+    central,
+    draws,
+    flows,
+    grid,
+    inflight,
+    model,
+    page,
+    paired,
+    result,
+    runner,
+)
 from bench.runtime.admission import Admission, Door
 from bench.runtime.client import BackendProcess
 from bench.runtime.grid import Case
+from bench.runtime.journal import NAME as GRID_JOURNAL
 from bench.runtime.works import MODEL, ROLES, SURVIVAL, TOOL, WORKS, Hop, Row, Shape, draw_rows
 from comity_node.protocol.flow import Done, Goes, advance, begin, current, read_flow, work_of
 
@@ -235,6 +249,25 @@ def test_a_small_run_writes_the_result(tmp_path: Path) -> None:
         assert each["model"] > 1
 
 
+def test_a_grid_that_was_broken_off_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--quick", "--parts", "grid", "--arms", "central-row", "--out", str(tmp_path)]
+    command.main(options)
+    before = json.loads((tmp_path / "runtime.json").read_text())
+    written = tmp_path / GRID_JOURNAL
+    lines = written.read_text().splitlines(keepends=True)
+    written.write_text("".join(lines[:2]) + lines[2][:40])  # killed while it wrote the second case
+    capsys.readouterr()
+    command.main([*options, "--resume"])
+    said = capsys.readouterr().out
+    assert [line.endswith(": done before") for line in said.splitlines() if line.startswith("[")] == [True, False]
+    after = json.loads((tmp_path / "runtime.json").read_text())
+    assert [each["work"] for each in after["models"]] == [each["work"] for each in before["models"]]
+    first = [each for each in before["cells"] if each["work"].startswith(f"{grid.QUICK[0].name} ")]
+    assert first == after["cells"][: len(first)] != []
+    with pytest.raises(ValueError, match="is of another grid"):
+        command.main([*options, "--repeats", "1", "--resume"])
+
+
 def test_flows_lead_through_the_hops_that_were_drawn() -> None:
     for work in WORKS:
         flow = read_flow(flows.flow(work, entry="first"))
@@ -322,7 +355,8 @@ def test_the_page_has_every_case(tmp_path: Path) -> None:
     case = grid.QUICK[0]
     runs = {arm: runner.Runs([1.0, 2.0], [10.0, 20.0], [1.0, 1.0]) for arm in ("central-row", "central-batch-50")}
     said = runner.modelled(case, 2, grid.ROWS)
-    part = result.of_grid(runner.cells(case, runs), runner.compare(case, runs, said), {case.name: said}, "abc")
+    one = result.of_case(case.name, runner.cells(case, runs), runner.compare(case, runs, said), said, {})
+    part = result.of_grid([one], "abc")
     more = result.of_cells([cell("ceiling 1,000 under way", "Ray", [5.0], "hops/s")])
     text = page.publish(result.joined([part, more]), tmp_path).read_text()
     assert f"| {case.name} | 1.500 | 1.500 |" in text
