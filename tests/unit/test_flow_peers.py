@@ -15,6 +15,7 @@ from comity_node.protocol.flow import (
     MAX_CURSOR,
     MAX_STATE,
     Cursor,
+    Done,
     Flow,
     Goes,
     Lease,
@@ -28,6 +29,7 @@ from comity_node.protocol.flow import (
     decode_state,
     encode_cursor,
     encode_state,
+    lost,
     read_flow,
 )
 from kit.flows import TRIAGE, flow_of
@@ -184,6 +186,29 @@ def test_a_dialogue_is_done_when_it_is_over(turn: int, done: bool, says: str) ->
     flow = flow_of({"talk": {**TRIAGE["steps"]["talk"], "next": "end"}})
     with pytest.raises(FlowMismatch, match=says) if says else contextlib.nullcontext():
         check_done(flow, Cursor("talk", turn, visits={"talk": 1}, steps=turn + 1), {"done": done})
+
+
+@pytest.mark.parametrize(("losses", "says"), [(0, "no way leads"), (1, ""), (2, "")])
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_task_is_done_that_lost_a_lease_and_cannot_acquire_it_again(losses: int, says: str, most: int) -> None:
+    flow = flow_of(
+        {
+            "run": {"skill": "run", "lease": "box", "retries": 1, "most": most, "otherwise": "end", "next": "look"},
+            "look": {"skill": "look", "release": "box", "next": "more"},
+            "more": {"skill": "look", "next": "end"},
+        },
+        start="run",
+    )
+    cursor = Cursor("look", visits={"run": 1, "look": 1}, losses={"box": losses} if losses else {}, steps=2 + losses)
+    if losses == 1 and most == 2:  # it goes back to `run`
+        says = "no way leads"
+    with pytest.raises(FlowMismatch, match=says) if says else contextlib.nullcontext():
+        check_done(flow, cursor, {})
+    if losses == 1 and most == 1:
+        held = dataclasses.replace(cursor, losses={}, steps=2, leases={"box": Lease(OTHER, "run", "box-1")})
+        outcome = lost(flow, held, {}, "box", NOW_MS)
+        assert isinstance(outcome, Done)
+        check_done(flow, outcome.cursor, outcome.state)
 
 
 def test_a_task_at_its_end_may_have_used_up_what_it_may() -> None:

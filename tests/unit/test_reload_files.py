@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from comity.bundle import add_member, new_bundle, remove_member, sign_bundle, verify_bundle
 from comity.ca import OrganizationCa, certificate_request
@@ -157,13 +158,15 @@ def test_a_good_policy_is_in_the_audit_log_before_it_is_in_force(
 ) -> None:
     async def test(world: World) -> None:
         old = world.gate.policy
-        replace, logged = world.gate.replace, []
+        transact, logged = world.database.transact, []
 
-        async def watched(new: Any) -> None:
+        async def watched(function: Any) -> Any:
+            done = await transact(function)
             logged.extend(await world.audited("policy.changed"))
-            await replace(new)
+            assert world.gate.policy is old
+            return done
 
-        monkeypatch.setattr(world.gate, "replace", watched)
+        monkeypatch.setattr(world.database, "transact", watched)
         world.policy.write_text(policy(ME, forbid=["record.send"]))
         (line,), refused = await world.ask()
         assert line.startswith("policy ")
@@ -311,23 +314,65 @@ def test_what_is_under_way_is_looked_at_again_until_that_has_worked(tmp_path: Pa
 
 
 @pytest.mark.invariant("S1")
-def test_a_decision_is_of_the_policy_in_force_when_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_log_all_before_a_new_policy_is_of_the_old_one_and_all_after_it_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(world: World) -> None:
         question = Question(Request("record.send", OTHER, purpose="p", dataset="d", kind="synthetic"))
-        transact = world.database.transact
-        stricter = loads_policy(policy(ME, forbid=["record.send"]))
+        old, stricter = world.gate.policy, loads_policy(policy(ME, forbid=["record.send"]))
+        changed = audit.AuditEntry(kind="effect", action="policy.changed", policy=stricter.digest)
+        transact, given = world.database.transact, list[tuple[str, bool]]()
+        writing, goes_on = trio.Event(), trio.Event()
 
         async def slow(function: Any) -> Any:
-            monkeypatch.setattr(world.database, "transact", transact)
-            await world.gate.replace(stricter)  # while the allow of the old one is being written down
+            if not writing.is_set():
+                writing.set()
+                await goes_on.wait()
             return await transact(function)
 
-        assert (await world.gate.decide([question]))[0].allowed
+        async def ask(name: str) -> None:
+            (decision,) = await world.gate.decide([question])
+            given.append((name, decision.allowed))
+
+        async def settle() -> None:
+            assert await world.gate.settle(old, [question], lambda *_: given.append(("settled", True))) is None
+
         monkeypatch.setattr(world.database, "transact", slow)
-        (decision,) = await world.gate.decide([question])
-        assert not decision.allowed
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "under way")
+            await writing.wait()
+            nursery.start_soon(world.gate.replace, stricter, lambda c: audit.append(c, changed, milliseconds(NOW)))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask, "came later")
+            nursery.start_soon(settle)
+            await trio.testing.wait_all_tasks_blocked()
+            assert given == []
+            goes_on.set()
+        assert given == [("under way", True), ("came later", False)]
+        entries = [one.entry for one in await world.database.read(audit.entries)]
+        assert [(one.action, one.decision, one.policy) for one in entries if one.kind in ("decision", "effect")] == [
+            ("record.send", "allow", old.digest),
+            ("policy.changed", "", stricter.digest),
+            ("record.send", "deny", stricter.digest),
+        ]
+
+    with_world(tmp_path, test)
+
+
+@pytest.mark.invariant("S1")
+def test_a_policy_that_cannot_be_written_down_or_is_of_another_is_not_put_in_force(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        def full(_: object) -> None:
+            raise StorageError("the disk is full")
+
+        old, question = world.gate.policy, Question(Request("record.send", OTHER, purpose="p", dataset="d"))
+        with pytest.raises(StorageError):
+            await world.gate.replace(loads_policy(policy(ME, forbid=["record.send"])), full)
         with pytest.raises(PolicyDenied, match=r"is of hope\.example"):
             await world.gate.replace(loads_policy(policy(OTHER)))
+        assert world.gate.policy is old
+        with trio.fail_after(30):  # nobody is kept out by what failed
+            await world.gate.decide([question])
 
     with_world(tmp_path, test)
 

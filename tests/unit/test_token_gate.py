@@ -402,10 +402,9 @@ def test_a_policy_that_is_replaced_in_the_middle_decides(tmp_path: Path) -> None
         settle = ada.gate.settle
 
         async def slow(*arguments: Any) -> Any:
-            found = await settle(*arguments)
-            if ada.gate.policy.document.rules[-1].id != "no-record-send":
+            if ada.gate.policy.document.rules[-1].id != "no-record-send":  # the questions have been put together
                 await ada.gate.replace(loads_policy(policy(ADA, forbid=["record.send"])))
-            return found
+            return await settle(*arguments)
 
         ada.gate.settle = slow  # type: ignore[assignment,method-assign]
         (no,) = await ada.out(agreed, BEA, token())
@@ -630,3 +629,20 @@ def test_what_is_counted_for_ever_is_no_reason_to_wait(tmp_path: Path) -> None:
         assert second.retry_after_s == 0.0
 
     parties(tmp_path, main, ada=policy(ADA, obligations={"record.send": owed}))
+
+
+def test_a_node_that_lost_its_dataset_refuses_and_goes_on(tmp_path: Path) -> None:
+    """As after `node.yaml` was changed while agreements run: what cannot be measured denies, out and in."""
+    agreed, row = agree(LAB), canonical_json({"x": 55, "label": 1})
+    text = policy(BEA, without=["record.send"], obligations={"record.receive": "min_distance_to_private: 0.2"})
+    far = '{id: far, effect: allow, action: record.send, to: {organization: "*"}, when: {distance: {min: 0.2}}}'
+
+    async def main(ada: Party, bea: Party, cyd: Party) -> None:
+        own = token(state=row, home=BEA, home_peer=LAB.nodes[BEA].peer_id)
+        passed(await bea.out(agreed, CYD, own))
+        gone = passed(await ada.out(agreed, BEA, token(state=row)))
+        bea.tokens = TokenGate(bea.gate, {}, LAB.trust)
+        for denied in (*await bea.arrive(agreed, ADA, *gone), *await bea.out(agreed, CYD, own)):
+            assert isinstance(denied, Denied)
+
+    parties(tmp_path, main, bea=f"{text}\n  - {far}")

@@ -21,6 +21,7 @@ from comity.trust import Attested, NodeIdentity
 from comity_node.admission.approvals import Approvals
 from comity_node.admission.gathering import Gathering
 from comity_node.admission.knowledge import Knowledge
+from comity_node.admission.passage import Passage
 from comity_node.admission.pseudonyms import Pseudonyms
 from comity_node.admission.questions import Question, Waiting
 from comity_node.admission.settling import Also, Call, Settled, settle_all
@@ -60,21 +61,32 @@ class Gate:
         self._ids = MessageIds(random_bytes)
         self._signing = Gathering(self._sign, most=_MOST_AT_ONCE)
         self._deciding = Gathering(self._write, most=_MOST_AT_ONCE)
+        self._passage = Passage()
         self._high_water_ms = 0
         self._shapes = Shapes()
         self._knowledge = Knowledge(database)
         self.approvals = Approvals(database, now_ms)
         self.pseudonyms = Pseudonyms(database.path, identity.organization, random_bytes)
 
-    async def replace(self, policy: Policy) -> None:
-        """Put another policy in force: whoever asks after this is answered by it; so is whoever waits for an answer.
+    async def replace(self, policy: Policy, note: Callable[[sqlite3.Connection], object] = lambda _: None) -> None:
+        """Put another policy in force, once `note` has written that down.
+
+        In the audit log, all that stands before what `note` writes was decided by the old policy, and all that stands
+        after it by the new one: decisions that are being written down are finished first, and who asks meanwhile waits.
+
+        Args:
+            policy: the new one.
+            note: called with the connection of a transaction; if it raises, the old one stays.
 
         Raises:
             PolicyDenied: it speaks for another organization; the one before stays.
+            StorageError: it could not be written down; the one before stays.
         """
         _check_owner(policy, self.identity)
         await self._knowledge.refresh(policy, self.now_ms())
-        self.policy = policy
+        async with self._passage.alone():
+            await self._database.transact(note)
+            self.policy = policy
 
     def asks(self, label: str) -> bool:
         """Whether a rule of the policy asks about a label: then whoever puts a question and knows it says it."""
@@ -99,27 +111,30 @@ class Gate:
         rate), or if a person has to approve it first: then it is a `Waiting`. Calls that come together share a
         transaction and one step of the log; each is decided as if it had its own.
 
-        A decision is one of the policy that is in force when this returns: if that was replaced in the meantime, the
-        new one is asked too, and its answer counts.
+        A decision is one of the policy that is in force when it is written down (see `replace`).
         """
-        while True:
-            policy = self.policy
-            decisions = await self._decide(policy, questions)
-            if policy is self.policy:
-                return decisions
+        await self._passage.enter()
+        try:
+            return await self._decide(self.policy, questions)
+        finally:
+            self._passage.leave()
 
-    async def settle(self, policy: Policy, questions: Sequence[Question], also: Also) -> list[Decision]:
+    async def settle(self, policy: Policy, questions: Sequence[Question], also: Also) -> list[Decision] | None:
         """Decide by one policy, and do something about the decisions in the transaction that has them in the log.
-
-        Whoever calls this compares `policy` with the one in force afterwards, and asks anew if it was replaced: what
-        was done by then has to be of a sort that the next call can put right.
 
         Args:
             policy: the one that was in force when the questions were put together.
             questions: what is decided.
             also: called with the transaction's connection and the decisions; what it raises undoes them, too.
+
+        Returns:
+            The decisions; None if another policy is in force by now: nothing was decided.
         """
-        return await self._decide(policy, questions, also)
+        await self._passage.enter()
+        try:
+            return await self._decide(policy, questions, also) if policy is self.policy else None
+        finally:
+            self._passage.leave()
 
     async def _decide(self, policy: Policy, questions: Sequence[Question], also: Also | None = None) -> list[Decision]:
         await self._knowledge.refresh(policy, self.now_ms())

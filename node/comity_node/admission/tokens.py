@@ -119,8 +119,7 @@ class TokenGate:
             flow: its steps.
             to: the organization that is to get them.
             leaving: the tokens.
-            keep: keeps what came of each in the transaction of the decisions; called again if the policy was replaced
-                in that very moment.
+            keep: keeps what came of each in the transaction of the decisions.
 
         Raises:
             StorageError: nothing was decided.
@@ -139,8 +138,7 @@ class TokenGate:
                 keep(connection, out)  # noqa: B023
 
             questions = [question for group in groups for question in group.questions]
-            await self._gate.settle(policy, questions, also)
-            if policy is self._gate.policy:
+            if await self._gate.settle(policy, questions, also) is not None:
                 self._know(groups)
                 return out
 

@@ -62,9 +62,9 @@ def check_done(flow: Flow, cursor: Cursor, state: Mapping[str, Any]) -> None:
         ways = []  # the dialogue goes on
     if cursor.tries >= step.retries:
         ways += _otherwise(step)
-    for lease, count in cursor.losses.items():
-        ways += [go for each in flow.steps.values() if each.lease == lease and count > each.retries
-                 for go in _otherwise(each)]  # fmt: skip
+    for each in flow.steps.values():
+        if count := cursor.losses.get(each.lease, 0):  # whoever lost a lease is back where it is acquired, or beyond
+            ways += [each.name] if count <= each.retries else _otherwise(each)
     if not any(_settled(flow, cursor, go) == END for go in ways):
         raise FlowMismatch(f"no way leads from step {step.name!r} to the end")
 

@@ -116,17 +116,17 @@ class _Kept:
         self._config, self._gate, self._database = config, gate, database
         self._reaction = Reaction(changed)
 
-    async def _write(
+    def _note(
         self, entry: audit.AuditEntry, remember: Callable[[sqlite3.Connection], object] = lambda _: None
-    ) -> None:
-        """Write down what is about to be put in force, and what else is to be remembered of it."""
+    ) -> Callable[[sqlite3.Connection], None]:
+        """Return what writes down what is about to be put in force, and what else is to be remembered of it."""
         now_ms = self._gate.now_ms()
 
         def write(connection: sqlite3.Connection) -> None:
             audit.append(connection, entry, now_ms)
             remember(connection)
 
-        await self._database.transact(write)
+        return write
 
 
 class _Membership(_Kept):
@@ -183,8 +183,7 @@ class PolicySource(_Kept):
             policy=value.digest,
             detail={"old": old.hex(), "new": value.digest.hex()},
         )
-        await self._write(entry, lambda c: remember_policy(c, value))
-        await gate.replace(value)
+        await gate.replace(value, self._note(entry, lambda c: remember_policy(c, value)))
         await self._reaction.follow()
         return f"policy {old.hex()[:12]} -> {value.digest.hex()[:12]}, {len(value.document.rules)} rules"
 
@@ -221,7 +220,7 @@ class BundleSource(_Membership):
             subject=value.digest,
             detail={"old_epoch": before.epoch, "epoch": value.epoch, "joined": came[:100], "left": left[:100]},
         )
-        await self._write(entry, lambda c: remember_bundle(c, value))
+        await self._database.transact(self._note(entry, lambda c: remember_bundle(c, value)))
         self._trust.replace(value)
         await self._reaction.follow()
         named = [f"{', '.join(names)} {verb}" for names, verb in ((came, "joined"), (left, "left")) if names]
@@ -271,7 +270,7 @@ class CertificateSource(_Membership):
         entry = audit.AuditEntry(
             kind="key", action="certificate.renewed", subject=sha256(value[0]), detail={"until_ms": until_ms}
         )
-        await self._write(entry)
+        await self._database.transact(self._note(entry))
         self._identity.renew(value)
         await self._reaction.follow()
         return f"certificate {sha256(value[0]).hex()[:12]}"
