@@ -60,6 +60,7 @@ def run_ceiling(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     if "comity-full" in plan.arms:
         tasks, turns = max(50, int(ceiling.MANY * plan.scale)), max(4, int(2 * _FULL_TURNS * plan.scale))
         cells += ceiling_full.full_cells(repeats, tasks, turns, say)
+        cells += ceiling_full.node_cells(repeats, tasks, turns, say)
     cells += ceiling.ray_cells(3.0 * plan.scale, repeats, say)
     ratios = ceiling.ratios(cells)
     say(table(cells, ratios))

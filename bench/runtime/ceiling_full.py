@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
+from bench import hops
 from bench.common import Cell, cell
 from bench.runtime import flows
 from bench.runtime.ceiling import ping_pong
@@ -17,6 +19,8 @@ from bench.runtime.homes import make_homes
 from comity_node.demo.homes import Home
 
 FULL: Final = "Comity in full"
+#: Without workers: what is measured is the two nodes, and what is between them.
+NODES: Final = "Comity in full, agents inside the nodes"
 _AGENT: Final = "bench.runtime.ceiling_agents:agent"
 _PAIR: Final = (flows.HOME, flows.ORGANIZATIONS[0])
 _CONCURRENCY: Final = 4
@@ -60,9 +64,9 @@ class Pair:
         found = ends(self.homes[0], workflow_id)
         if found.counts.get("done", 0) != tasks:
             raise RuntimeError(f"{tasks} tasks, but {found.counts}: {found.reasons}")
-        hops = tasks * (turns + turns % 2)  # with the last one home
-        spent = {name: (after[name] - before[name]) / hops * 1e6 for name in after}
-        return Measured(hops / (found.over - found.opened), spent, found)
+        count = tasks * (turns + turns % 2)  # with the last one home
+        spent = {name: (after[name] - before[name]) / count * 1e6 for name in after}
+        return Measured(count / (found.over - found.opened), spent, found)
 
 
 def full_cells(repeats: int, tasks: int, turns: int, say: Callable[[str], None]) -> list[Cell]:
@@ -79,3 +83,16 @@ def full_cells(repeats: int, tasks: int, turns: int, say: Callable[[str], None])
         cells.append(cell(f"ceiling cpu of {name}", FULL, [each.cpu[name] for each in runs], "us/hop"))
     say(f"in full: {cells[0].value:,.0f} hops/s; " + ", ".join(f"{c.work} {c.value:.0f} us/hop" for c in cells[2:]))
     return cells
+
+
+def node_cells(repeats: int, tasks: int, turns: int, say: Callable[[str], None]) -> list[Cell]:
+    """Measure hops a second between two nodes that answer for their agents themselves (`bench.hops`)."""
+    with tempfile.TemporaryDirectory(prefix="comity-bench-") as directory:
+        homes = hops.make_homes(Path(directory))
+        runs = [hops.measure(homes, tasks, turns) for _ in range(repeats)]
+    say(f"without workers: {median(each['hops_per_s'] for each in runs):,.0f} hops/s")
+    return [
+        cell("ceiling 1,000 under way", NODES, [each["hops_per_s"] for each in runs], "hops/s"),
+        cell("ceiling cpu of the home", NODES, [each["us_home"] for each in runs], "us/hop"),
+        cell("ceiling cpu of the other", NODES, [each["us_other"] for each in runs], "us/hop"),
+    ]
