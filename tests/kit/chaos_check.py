@@ -20,6 +20,7 @@ from comity.v1.task_pb2 import RecordDelivery, ReviewDelivery, TaskOffer
 from comity_node.admission.token_hops import verify_journey
 from comity_node.storage import audit
 from comity_node.storage.inbox import offer_digest
+from comity_node.storage.reliability import MAX_WEIGHT
 from kit.chaos_journals import Journal, Task, read
 from kit.chaos_member import BASE_MS
 from kit.chaos_net import Left
@@ -241,8 +242,11 @@ def counters_say_what_the_votes_say(evidence: Evidence) -> Iterator[str]:
                     bound[custody.home, "generator"][not one.review.accept] += 1
         for key in sorted(most.keys() | journal.reliability.keys()):
             counted = journal.reliability.get(key, (0.0, 0.0))
+            gone = max(0.0, sum(most[key]) - MAX_WEIGHT)  # what is older gave way
             bounds = zip(least[key], counted, most[key], strict=True)
-            if not all(low * (1 - _FADED) <= count <= high for low, count, high in bounds):
+            if sum(counted) > MAX_WEIGHT + 1e-6 or not all(
+                (low - gone) * (1 - _FADED) <= count <= high for low, count, high in bounds
+            ):
                 yield f"{name}: {key[0]} as {key[1]} is counted {counted}, its votes and rows say {most[key]}"
         for of, taken in journal.taken.items():
             if journal.counted.get(of) != len(taken):
