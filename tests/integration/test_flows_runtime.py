@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from comity.v1 import flow_pb2 as pb
 from comity.v1.agreement_pb2 import Proposal
 from comity.v1.task_pb2 import Receipt
 from comity_node.admission.token_hops import verify_journey
+from comity_node.runtime import batches
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.storage import journeys, records
 from kit.documents import agree, make_terms, make_vote
@@ -135,6 +137,28 @@ def test_who_is_suspended_is_given_no_more_tasks_and_those_it_has_come_home(tmp_
             lab.members[name].free.set()
         await until(partial(_ended, lab, 2), "what was out has come home")
         assert lab.members[BEA].calls.count("label") == before
+
+    run(main)
+
+
+def test_records_whose_time_is_over_before_they_are_in_a_batch_leave_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart the number of the next batch is how many there are: with a gap it would be one that is taken."""
+    lab, to_batch = World(tmp_path), journeys.to_batch
+    gone = iter([True])
+
+    def late(connection: sqlite3.Connection, agreement: bytes, *, limit: int) -> Any:
+        return [] if next(gone, False) else to_batch(connection, agreement, limit=limit)
+
+    monkeypatch.setattr(journeys, "to_batch", late)
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        await lab.until_done(await lab.submit(ADA, **only(SEQUENCE)), ADA)
+        (agreed,) = lab.members[ADA].up.runtime.agreements.all()
+        formed = {batch for (batch,) in lab.members[ADA].rows("SELECT batch_id FROM tasks")}
+        assert formed == {batches.batch_id(agreed, ADA, number) for number in range(len(formed))}
 
     run(main)
 

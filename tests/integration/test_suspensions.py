@@ -271,6 +271,41 @@ def test_who_is_suspended_is_offered_no_new_agreement_and_gets_none_signed(tmp_p
     run(main)
 
 
+@pytest.mark.invariant("S9")
+def test_who_is_suspended_after_it_has_signed_gets_no_agreement_either(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, 3)
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        runtime = lab.members[ADA].up.runtime
+
+        def suspended() -> set[str]:
+            asked = [one for one in lab.network.carried if (one.receiver, one.kind) == (CYD, "proposal")]
+            return {CYD} if len(asked) == 2 else set()  # whether it would sign, and to sign
+
+        runtime.workflows._negotiator._suspended = suspended
+        with pytest.raises(AssertionError, match=f"not signed: {CYD}: it has contradicted itself"):
+            await lab.until_done(await lab.submit(ADA, records_per_organization=1, batch_records=1), ADA)
+        assert agreements_of(lab, ADA) == []
+
+    run(main)
+
+
+def test_what_a_node_knows_against_itself_is_for_others_to_judge(tmp_path: Path) -> None:
+    """As after one was put back from a backup: it is said in its status, and who does not know of it goes on."""
+    lab = Lab(tmp_path, 3)
+
+    async def main(nursery: trio.Nursery) -> None:
+        await lab.start(nursery)
+        runtime = lab.members[ADA].up.runtime
+        assert await runtime.suspensions.found(proof(lab.consortium, ADA))
+        assert ADA in " ".join(runtime.suspensions.warnings())
+        for initiator in (ADA, BEA):
+            await lab.until_done(await lab.submit(initiator, records_per_organization=1, batch_records=1), initiator)
+
+    run(main)
+
+
 def agreements_of(lab: Lab, initiator: str) -> list[bytes]:
     return [
         raw for (raw,) in lab.members[initiator].rows("SELECT agreement FROM agreements WHERE initiator = ?", initiator)

@@ -12,6 +12,7 @@ import trio
 from comity.errors import NotFound
 from comity.v1 import control_pb2 as pb
 from comity_node.service.tasks import TaskService
+from comity_node.storage import journeys
 from comity_node.storage.packing import pack, unpack
 from kit.lab import Lab, honest_agents, run
 
@@ -115,6 +116,25 @@ def check_entries(shown: pb.ShowTaskResponse) -> None:
     assert {("decision", "record.send"), ("decision", "record.receive"), ("effect", "task.certified")} <= seen
     assert [entry.index for entry in shown.entries] == sorted(entry.index for entry in shown.entries)
     assert not shown.entries_cut
+
+
+def test_a_task_whose_retention_is_over_is_shown_with_its_history_and_certificate(tmp_path: Path) -> None:
+    lab = flow_lab(tmp_path)
+
+    async def main(nursery: trio.Nursery) -> None:
+        await run_flow(lab, nursery)
+        tasks, up = service(lab, ADA), lab.members[ADA].up
+        one = (await tasks.list_tasks(pb.ListTasksRequest())).tasks[0]
+        (agreed,) = up.runtime.agreements.all()
+        assert await up.database.transact(lambda c: journeys.forget_states(c, agreed.digest, 1 << 60)) == 4
+        shown = await tasks.show_task(pb.ShowTaskRequest(task_id=one.task_id, record=True))
+        assert (shown.task.state, shown.record) == ("certified", b"")
+        assert {hop.verified for hop in shown.hops if hop.attempt} == {True}
+        assert "its retention is over" in shown.unverified
+        check_reviews(shown)
+        check_entries(shown)
+
+    run(main)
 
 
 def test_a_hop_that_was_changed_in_the_database_is_shown_as_one_that_does_not_verify(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class Gate:
     database: Database
     asked: list[int] = field(default_factory=list)
     broken: bool = False
+    meanwhile: Callable[[], None] = lambda: None
     identity: Any = field(default_factory=lambda: SimpleNamespace(organization=ME))
 
     async def out(
@@ -56,7 +57,11 @@ class Gate:
                 raise StorageError("the disk is full")
 
         await self.database.transact(write)
+        self.meanwhile()
         return came
+
+    def why_not_now(self, *_: object) -> str:
+        return "it is withdrawn by now"
 
 
 def run(
@@ -163,5 +168,49 @@ def test_an_answer_counts_for_what_was_asked_alone(tmp_path: Path) -> None:
         await journal.finish([one])
         await gateway.leave(THIRD, [replace(one.outgoing, to=THIRD, role="ask")])
         assert len(gate.asked) == 2, "it goes to somebody else now"
+
+    run(tmp_path, main)
+
+
+def test_what_was_decided_for_one_is_not_put_out_for_another(tmp_path: Path) -> None:
+    async def main(journal: DurableJournal, _: TokenGateway, gate: Gate) -> None:
+        one = move(1)
+        assert one.outgoing is not None
+        await journal.finish([one])
+        await journal.finish([Move(None, replace(one.outgoing, to=THIRD, role="ask"))])
+        assert (await left(journal), gate.asked) == ({1: (THIRD, True)}, [1, 1])
+
+    run(tmp_path, main)
+
+
+@pytest.mark.invariant("S1")
+@pytest.mark.parametrize("changed", [True, False])
+def test_what_was_put_out_while_an_agreement_ended_is_looked_at_again(tmp_path: Path, changed: bool) -> None:
+    async def main(journal: DurableJournal, gateway: TokenGateway, gate: Gate) -> None:
+        one = move(1)
+        assert one.outgoing is not None
+        recheck = cast("Any", gateway._recheck)
+        if changed:
+            gate.meanwhile = lambda: setattr(recheck, "version", 1)
+        await journal.finish([one])
+        stopped = gateway.check_again(HOME, [one.outgoing])
+        assert [why.reason for why in stopped.values()] == (["it is withdrawn by now"] if changed else [])
+
+    run(tmp_path, main)
+
+
+def test_an_answer_stays_while_others_of_its_batch_cannot_be_decided_on(tmp_path: Path) -> None:
+    async def main(journal: DurableJournal, gateway: TokenGateway, gate: Gate) -> None:
+        first, second = move(1).outgoing, move(3).outgoing
+        assert first is not None
+        assert second is not None
+        await journal.finish([Move(None, first)])
+        gate.broken = True
+        with pytest.raises(StorageError, match="full"):
+            await gateway.leave(HOME, [first, second])
+        gate.broken = False
+        came = await gateway.leave(HOME, [first, second])
+        assert all(isinstance(one, Token) for one in came)
+        assert gate.asked == [1, 1, 1], "what a rule counts of the first is counted once"
 
     run(tmp_path, main)

@@ -252,3 +252,71 @@ def test_of_two_times_the_earlier_one_counts(tmp_path: Path) -> None:
         assert (gone.digest, gone.held) == (AGREEMENT, False)
 
     with_database(tmp_path, main)
+
+
+def _way(connection: sqlite3.Connection, digest: bytes, number: int, state: str) -> tuple[bytes, bytes]:
+    """A task that was over a minute ago, and the record made of it, which is in a state of its review."""
+    task, record_task = bytes([1, number]) * 8, bytes([2, number]) * 8
+    token = Token(task, digest, "ada.example", "peer", 1, 0, b"{}", b"{}", (), NOW_MS * 2)
+    journeys.open_journeys(connection, [token], 0)
+    journeys.end(connection, [journeys.EndRow(task, digest, "done", secret(number), (b"hop",), 1, "", NOW_MS - 60_000)])
+    journeys.heard(connection, [task])
+    record = secret(number + 100)
+    row = journal.TaskRow(record_task, digest, "w", digest[:16], number, 0, state, record, sha256(record))
+    journal.put_tasks(connection, [row])
+    journeys.batched(connection, [(task, record_task)])
+    return task, record_task
+
+
+@pytest.mark.invariant("S8")
+def test_the_record_of_a_task_goes_with_it_and_neither_while_it_is_judged(tmp_path: Path) -> None:
+    lab = consortium(*names(3))
+    terms = make_terms(lab, obligations=TermsObligations(onward="never", retain_seconds=60))
+    digest, made = sha256(terms.SerializeToString()), make_agreement(lab, terms)
+    states = ["certified", "rejected", "in_review", "cancelled"]
+
+    def put(connection: sqlite3.Connection) -> dict[str, tuple[bytes, bytes]]:
+        journal.put_agreement(
+            connection,
+            journal.AgreementRow(digest, made, lab.names[0], terms.purpose, terms.dataset, NOW_MS, "active", 0),
+        )
+        return {state: _way(connection, digest, number, state) for number, state in enumerate(states)}
+
+    def kept(connection: sqlite3.Connection, tasks: tuple[bytes, bytes]) -> list[bool]:
+        journey, record = journeys.get_journey(connection, tasks[0]), journal.get_task(connection, tasks[1])
+        assert journey is not None
+        assert record is not None
+        assert record.record_digest
+        return [bool(journey.state), bool(record.record)]
+
+    async def main(database: Database, upkeep: Upkeep) -> None:
+        ways = await database.transact(put)
+        await upkeep.sweep()
+        for state, tasks in ways.items():
+            expected = [state == "in_review"] * 2
+            assert await database.read(partial(kept, tasks=tasks)) == expected, state
+            number = states.index(state)
+            assert [on_disk(tmp_path, secret(each)) for each in (number, number + 100)] == expected
+
+    with_database(tmp_path, main)
+
+
+def test_what_is_to_be_forgotten_is_found_without_looking_at_what_is_gone(tmp_path: Path) -> None:
+    """A home has hundreds of thousands of tasks that are over; a sweep holds the database up, and comes each minute."""
+
+    def plans(connection: sqlite3.Connection) -> list[str]:
+        asked: list[str] = []
+        connection.set_trace_callback(asked.append)
+        journeys.forget_states(connection, bytes(32), 1)
+        journeys.agreements_of(connection)
+        connection.set_trace_callback(None)
+        reads = [each for each in asked if each.startswith("SELECT")]
+        return [" ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {each}")) for each in reads]
+
+    async def main(database: Database, _: Upkeep) -> None:
+        states, agreements = await database.transact(plans)
+        assert "INDEX journeys_with_state (agreement_digest=? AND updated_ms<?)" in states
+        assert "INDEX journeys_with_state (agreement_digest=?)" in agreements
+        assert "SCAN journeys" not in states + agreements
+
+    with_database(tmp_path, main)

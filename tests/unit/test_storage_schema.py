@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
+from comity.errors import StorageError
 from comity_node.storage import schema
 
 #: SHA-256 of the statements of versions that were released: what they have created is out there.
@@ -80,6 +83,69 @@ def test_what_is_under_way_in_an_old_database_stays(connection: sqlite3.Connecti
         connection.execute("INSERT INTO tokens_held SELECT * FROM tokens_held")
     connection.execute("DELETE FROM journeys")
     assert connection.execute("SELECT count(*) FROM journey_ways").fetchone() == (0,), "a task goes with its way"
+
+
+def _rows(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Return what is in each table, but for what SQLite keeps for itself."""
+    names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {
+        str(name): sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
+        for (name,) in names.fetchall()
+    }
+
+
+def _fill(connection: sqlite3.Connection) -> None:
+    """Put a row into each table that takes one, and many under way."""
+    connection.execute("PRAGMA foreign_keys = ON")
+    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    for name in [*names, *names]:  # what a row refers to may come later
+        kinds = connection.execute(f"SELECT name, type FROM pragma_table_info('{name}')").fetchall()
+        values = [{"TEXT": "x", "BLOB": b"x" * 32, "REAL": 0.5}.get(kind, 1) for _, kind in kinds]
+        with suppress(sqlite3.IntegrityError):  # some want more of a value
+            connection.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(values))})", values)
+    for number in range(300):
+        task, digest, body = number.to_bytes(16, "big"), bytes(32), bytes([number % 256]) * (number * 20)
+        held = ("ada.example", task, 1, number, digest, "bea.example")
+        connection.execute("INSERT INTO tokens_held VALUES (?, ?, ?, ?, ?, ?, ?)", (*held, body))
+        connection.execute("INSERT INTO tokens_out VALUES (?, ?, ?, ?, ?, ?, 'ask', ?, ?)", (*held, number % 2, body))
+        row = (task, digest, 1, "", b"token", "", "", b"", b"", 0, b"", 7, 7)
+        connection.execute(f"INSERT INTO journeys VALUES ({', '.join('?' * len(row))})", row)
+        connection.execute("INSERT INTO journey_ways VALUES (?, ?, ?)", (task, number, body))
+
+
+def test_an_upgrade_that_is_killed_anywhere_changes_nothing_and_the_next_one_ends_it(tmp_path: Path) -> None:
+    """The steps of SQLite's machine are counted, and it is stopped after more and more of them."""
+    path = tmp_path / "node.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        old(connection, 5)
+        _fill(connection)
+        before, tables = _rows(connection), made(connection)
+    assert len(before) > 20
+    assert sum(map(bool, before.values())) > 15, "most tables have rows"
+    killed = 0
+    for steps in itertools.count(1, 700):
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.set_progress_handler(lambda: 1, steps)
+            with suppress(sqlite3.OperationalError):
+                schema.prepare(connection, "node.db")
+                break
+        killed += 1
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            assert (_rows(connection), made(connection), version_of(connection)) == (before, tables, 5), steps
+    assert killed > 5
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert (_rows(connection), version_of(connection)) == (before, schema.SCHEMA_VERSION)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_database_of_a_later_version_is_refused(connection: sqlite3.Connection) -> None:
+    """As 6 is by a build that knows 5: nothing in it is touched."""
+    old(connection, schema.SCHEMA_VERSION)
+    connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
+    with pytest.raises(StorageError, match="run the version of comity that wrote it"):
+        schema.prepare(connection, "node.db")
 
 
 @pytest.mark.parametrize("version", RELEASED)

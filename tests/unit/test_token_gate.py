@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,17 +19,21 @@ from comity import signed
 from comity.agreement import Agreed
 from comity.digest import canonical_json, sha256
 from comity.envelope import open_document
-from comity.errors import CertificateInvalid, SignatureInvalid
+from comity.errors import AgreementError, CertificateInvalid, SignatureInvalid, StorageFull
 from comity.v1.agreement_pb2 import Obligations
-from comity_node.admission import Gate
+from comity_node.admission import Gate, tokens
 from comity_node.admission.records import Dataset
+from comity_node.admission.token_frame import Frame, Promises
 from comity_node.admission.token_hops import KIND, read_hop, verify_journey
 from comity_node.admission.tokens import Denied, Leaving, TokenGate
 from comity_node.policy.loader import loads_policy
 from comity_node.protocol.flow import begin, encode_cursor, read_flow
 from comity_node.protocol.freshness import Freshness
 from comity_node.protocol.token import HOME, Outcome, Token
-from comity_node.storage import audit
+from comity_node.runtime.passing.gateway import TokenGateway
+from comity_node.runtime.passing.journal import DurableJournal
+from comity_node.runtime.passing.ports import Move, Outgoing
+from comity_node.storage import audit, ledgers
 from comity_node.storage.database import Database, open_database
 from comity_node.validators.distance import PrivateReference
 from comity_node.validators.schema import FieldSpec, Schema
@@ -646,3 +651,84 @@ def test_a_node_that_lost_its_dataset_refuses_and_goes_on(tmp_path: Path) -> Non
             assert isinstance(denied, Denied)
 
     parties(tmp_path, main, bea=f"{text}\n  - {far}")
+
+
+@pytest.mark.invariant("S1")
+def test_tokens_of_one_batch_are_decided_on_by_what_each_of_them_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is the same of some is asked once for these, not for those beside them."""
+    agreed, plain = agree(LAB), canonical_json({"label": 1})
+    batch = [token(number, state=plain if number in (0, 2, 3) else canonical_json(STATE)) for number in range(5)]
+    nameless = '  - {id: nameless, effect: forbid, action: "*", data: {fields: [name]}}'
+
+    async def main(ada: Party, bea: Party, cyd: Party) -> None:
+        allowed = [isinstance(one, Token) for one in await ada.out(agreed, BEA, *batch)]
+        assert allowed == [True, False, True, True, False]
+        with monkeypatch.context() as lying:  # signed together, whatever they have
+            lying.setattr(tokens, "key_of", lambda _: "all")
+            sent = passed(await cyd.out(agreed, BEA, *(replace(one, home=CYD) for one in batch)))
+        came = await bea.arrive(agreed, CYD, *sent)
+        assert [one is None for one in came] == allowed
+
+    texts = {short: f"{policy(name)}\n{nameless}" for short, name in (("ada", ADA), ("bea", BEA))}
+    parties(tmp_path, main, **texts)
+
+
+def test_who_may_bring_one_token_may_not_bring_those_of_everybody(tmp_path: Path) -> None:
+    async def main(ada: Party, bea: Party, cyd: Party) -> None:
+        frame = Frame(bea.gate, {}, agree(LAB), FLOW, Promises())
+        for _ in range(2):
+            frame.check_parties(ADA, ADA)
+            frame.check_parties(ADA, BEA)
+            with pytest.raises(AgreementError, match="onward"):
+                frame.check_parties(ADA, CYD)
+            for sender, home in (("eve.example", ADA), (ADA, "eve.example")):
+                with pytest.raises(AgreementError, match="does not take part"):
+                    frame.check_parties(sender, home)
+
+    parties(tmp_path, main)
+
+
+@pytest.mark.invariant("S8")
+@pytest.mark.invariant("R1")
+def test_a_token_is_put_out_with_its_decision_or_neither_is_and_it_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreed = agree(LAB)
+
+    async def main(ada: Party, bea: Party, cyd: Party) -> None:
+        gateway = TokenGateway(
+            ada.tokens,
+            cast("Any", SimpleNamespace(get=lambda _: agreed)),
+            cast("Any", SimpleNamespace(pact=lambda _: SimpleNamespace(flow=FLOW))),
+            SimpleNamespace(version=0),
+        )
+        journal = DurableJournal(ada.database, ADA, lambda: NOW_MS, gateway)
+        rows = [Outgoing(replace(token(number), agreement=agreed.digest), BEA, "answer") for number in range(3)]
+
+        async def there() -> tuple[int, list[str], int]:
+            sent = [one.decision for one in await ada.entries("record.send")]
+            used = await ada.database.read(lambda c: ledgers.quota_used(c, "record-send"))
+            return len((await journal.recover()).outgoing), sent, used
+
+        written = journal._write
+
+        def full(*args: Any) -> None:
+            written(*args)
+            raise StorageFull("no room")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(journal, "_write", full)
+            with pytest.raises(StorageFull):
+                await journal.finish([Move(None, row) for row in rows])
+        assert await there() == (0, [], 0)
+        await journal.finish([Move(None, row) for row in rows])
+        assert await there() == (3, ["allow", "allow", "deny"], 2)
+        came = await gateway.leave(BEA, rows)
+        assert [isinstance(one, Token) for one in came] == [True, True, False]
+        assert await there() == (3, ["allow", "allow", "deny"], 2), "nothing is decided on, or counted, once more"
+        left = (await journal.recover()).outgoing
+        assert sorted(row.passed is not None for row in left) == [False, True, True], "the denied one has not passed"
+
+    parties(tmp_path, main, ada=policy(ADA, obligations={"record.send": "quota: {records: 2}"}))

@@ -9,7 +9,7 @@ import pytest
 
 from comity.errors import FlowMismatch, UnexpectedMessage
 from comity_node.protocol import token_read
-from comity_node.protocol.flow import Cursor, Flow, encode_cursor, read_flow
+from comity_node.protocol.flow import Cursor, Flow, Lease, encode_cursor, read_flow
 from comity_node.protocol.token import Token, encode_state
 from comity_node.protocol.token_read import fitting, note_state, state_of
 
@@ -47,6 +47,29 @@ def test_a_cursor_that_fits_at_the_end_alone_is_not_believed_before() -> None:
     fitting(known, came, over=True)
     with pytest.raises(FlowMismatch, match="used up"):
         fitting(known, came, over=False)
+
+
+def test_a_lease_that_one_home_can_have_is_not_believed_of_another() -> None:
+    """`at: others` are others than the task's home."""
+    step = {"skill": "rent", "at": "others", "lease": "seat", "most": 2}
+    known = read_flow(
+        {
+            "state": {"type": "object", "properties": {}},
+            "start": "rent",
+            "steps": {
+                "rent": {**step, "next": "use"},
+                "use": {"skill": "use", "at": "others", "release": "seat", "next": "end"},
+            },
+            "limits": {"seconds": 60},
+            "finish": "none",
+        }
+    )
+    lease = Lease("bea.example", "rent", "7")
+    came = token(b"{}", Cursor("use", visits={"rent": 1, "use": 1}, steps=1, leases={"seat": lease}, begun_ms=1))
+    for _ in range(2):
+        fitting(known, came, over=False)
+        with pytest.raises(FlowMismatch, match="lease"):
+            fitting(known, replace(came, home="bea.example"), over=False)
 
 
 def test_what_does_not_fit_is_refused_each_time() -> None:

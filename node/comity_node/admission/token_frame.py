@@ -110,13 +110,13 @@ class Frame:
         """What is known here about the agreement's dataset.
 
         Raises:
-            AgreementError: nothing.
+            PolicyDenied: nothing: what a rule asks about its rows cannot be decided.
         """
         name = self.agreed.terms.dataset
         try:
             return self._datasets[name]
         except KeyError:
-            raise AgreementError(f"this node has no dataset {name!r}; name it in node.yaml") from None
+            raise PolicyDenied(f"this node has no dataset {name!r}; name it in node.yaml") from None
 
     def request(
         self, other: str, action: str, role: str, state: Mapping[str, Any], token: Token, hop: FlowHop | None = None
@@ -206,14 +206,20 @@ class Frame:
         return True
 
     def is_row(self, state: Mapping[str, Any]) -> bool:
-        """Whether a state has anything of a row of the dataset."""
+        """Whether a state has anything of a row of the dataset.
+
+        Raises:
+            PolicyDenied: nothing is known here about the dataset.
+        """
         return any(name in state for name in self.dataset.schema.fields)
 
     def _distance(self, state: Mapping[str, Any]) -> float | None:
         """Return how far a whole row is from private ones; None if that cannot be said."""
-        dataset = self.dataset
+        dataset = self._datasets.get(self.agreed.terms.dataset)
+        if dataset is None or dataset.private is None:
+            return None
         fields = dataset.schema.fields
-        if dataset.private is None or not all(name in state for name in fields):
+        if not all(name in state for name in fields):
             return None
         try:
             return float(dataset.private.distances([{name: state[name] for name in fields}])[0])

@@ -222,13 +222,15 @@ class Flows:
                 continue
             await slots.acquire_on_behalf_of(number)
             batch = batches.batch_id(agreed, self._me, number)
-            await patiently(lambda: self._form(agreed, flow, batch), "a review batch")  # noqa: B023  (awaited at once)
+            if not await patiently(lambda: self._form(agreed, flow, batch), "a review batch"):  # noqa: B023  (awaited at once)
+                slots.release_on_behalf_of(number)  # their retention is over; numbers of batches have no gaps
+                continue
             nursery.start_soon(self._decide, agreed, batch, slots, number)
             number += 1
         self._news.pop(digest, None)
 
-    async def _form(self, agreed: Agreed, flow: Flow, batch: bytes) -> None:
-        """Put the records that wait longest into a review batch."""
+    async def _form(self, agreed: Agreed, flow: Flow, batch: bytes) -> bool:
+        """Put the records that wait longest into a review batch; False if none waits any more."""
         now_ms = self._now_ms()
 
         def write(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
@@ -246,6 +248,7 @@ class Flows:
         pairs = await self._database.transact(write)
         both = [*pairs, *((task, way) for way, task in pairs)]
         self.tracer.record("join", [Subject(one, agreed.digest, joined=other) for one, other in both], start_ns)
+        return bool(pairs)
 
     async def _decide(self, agreed: Agreed, batch: bytes, slots: trio.CapacityLimiter, place: int) -> None:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 
 import trio
@@ -39,8 +38,6 @@ from comity_node.protocol.negotiation import (
     Ask,
     Concluded,
     Countered,
-    Dropped,
-    Event,
     Failed,
     Negotiation,
     Patience,
@@ -49,13 +46,13 @@ from comity_node.protocol.negotiation import (
     Rejected,
     Revision,
     Signed,
-    Snapshot,
     Unheard,
     Waiting,
 )
 from comity_node.runtime import bargain
 from comity_node.runtime.agreements import Agreements
 from comity_node.runtime.messenger import Messenger
+from comity_node.runtime.negotiating import MAX_REASON, Drive, Step
 from comity_node.runtime.patience import patiently
 from comity_node.runtime.workflow import WorkflowSpec
 from comity_node.storage import negotiations
@@ -64,16 +61,10 @@ from comity_node.storage.database import Database
 log = logging.getLogger(__name__)
 
 PROPOSAL = "proposal"
-_MAX_REASON = 512
 _MAX_RULES = 16
 #: Seconds to wait for one answer, and between looks whether an own person has approved.
 _ASK_S = 12.0
 _APPROVAL_S = 1.0
-#: Answers that wait to be taken; each organization has at most two questions under way.
-_ANSWERS = 512
-
-#: Called with (organization, step, detail) for the log that the submitter reads.
-Step = Callable[[str, str, str], Awaitable[None]]
 #: Why somebody is offered nothing new.
 _SUSPENDED = "it has contradicted itself and is suspended here: comity audit evidence"
 
@@ -142,7 +133,9 @@ class Negotiator:
             self._patience,
             self._bind,
         )
-        last = await _Drive(self, machine, row, step, me=self._me, now_ms=self._gate.now_ms).to_the_end()
+        last = await Drive(
+            machine, row, step, me=self._me, ask=self.ask, save=self.save, now_ms=self._gate.now_ms
+        ).to_the_end()
         if isinstance(last, Failed):
             await step(self._me, "failed", last.reason)
             raise AgreementError(last.reason)
@@ -250,19 +243,19 @@ class Negotiator:
         body = Proposal(terms=question.terms, sign=question.sign).SerializeToString()
         try:
             if reason := await self._objection(question):
-                return Rejected(reason[:_MAX_REASON])
+                return Rejected(reason[:MAX_REASON])
             receipt = await self._messenger.ask(question.organization, PROPOSAL, body, deadline_s=_ASK_S)
             if receipt.status == Receipt.STATUS_BUSY:
                 return Unheard(receipt.reason)
             if receipt.status != Receipt.STATUS_ACCEPTED:
-                return Rejected((receipt.reason or receipt.code)[:_MAX_REASON], tuple(receipt.rules))
+                return Rejected((receipt.reason or receipt.code)[:MAX_REASON], tuple(receipt.rules))
             return self._read_answer(question, ProposalAnswer.FromString(receipt.body))
         except (LinkError, EnvelopeError) as error:  # stale, as after a restart, or garbled: it is asked again
             return Unheard(str(error))
         except (StorageError, OwnCertificateExpired) as error:  # this node's own trouble, not the other's
             return Unheard(str(error))
         except (ComityError, DecodeError) as error:
-            return Rejected(f"its answer does not verify: {error}"[:_MAX_REASON])
+            return Rejected(f"its answer does not verify: {error}"[:MAX_REASON])
 
     async def _objection(self, question: Ask) -> str:
         """Return why these terms are not offered now, by the policy or since the other side lied; "" if they are.
@@ -289,7 +282,7 @@ class Negotiator:
                     return Rejected("it is not bound to what it adds to the draw of panels")
                 return Ready(commitment)
             case "waiting":
-                return Waiting(answer.waiting.until_ms, answer.waiting.reason[:_MAX_REASON])
+                return Waiting(answer.waiting.until_ms, answer.waiting.reason[:MAX_REASON])
             case "accept":
                 signature = AgreementSignature(
                     organization=question.organization, envelope=answer.accept, chain=answer.chain
@@ -303,7 +296,7 @@ class Negotiator:
             case "counter":
                 bargain.check_counter(parse_terms(question.terms).terms, parse_terms(answer.counter).terms)
                 return Countered(answer.counter)
-        return Rejected((answer.reject.reason or "rejected")[:_MAX_REASON], tuple(answer.reject.rules[:_MAX_RULES]))
+        return Rejected((answer.reject.reason or "rejected")[:MAX_REASON], tuple(answer.reject.rules[:_MAX_RULES]))
 
     async def _conclude(self, end: Concluded, step: Step) -> Agreed:
         """Sign last, and write the agreement down: from that moment it is concluded.
@@ -320,6 +313,8 @@ class Negotiator:
             raise AgreementError("an amendment of another participant is signed already and may still be concluded")
         if reason := self._agreements.judge(agreed):
             raise AgreementError(f"it is not signed: {reason}")
+        if not old and (liars := (agreed.participants - {self._me}) & set(self._suspended())):
+            raise AgreementError(f"it is not signed: {', '.join(sorted(liars))}: {_SUSPENDED}")
         signatures = [sign_terms(self._identity, end.terms)]
         for organization, signed in end.signatures.items():
             signatures.append(
@@ -331,93 +326,3 @@ class Negotiator:
         agreed = await patiently(lambda: self._agreements.add(data), "an agreement that all have signed")
         await step(self._me, "concluded", f"signed by {len(signatures)} organizations")
         return agreed
-
-
-class _Drive:
-    """One run of one negotiation: carries the machine's questions out, and the answers in."""
-
-    def __init__(
-        self, negotiator: Negotiator, machine: Negotiation, row: negotiations.NegotiationRow, step: Step, *, me: str,
-        now_ms: Callable[[], int],
-    ) -> None:  # fmt: skip
-        self._negotiator = negotiator
-        self._machine = machine
-        self._row = row
-        self._step = step
-        self._now_ms = now_ms
-        self._me = me
-        self._send, self._answers = trio.open_memory_channel[tuple[Ask, Answer]](_ANSWERS)
-        #: Who was said to wait for a person, about which terms.
-        self._told: set[tuple[str, bytes]] = set()
-
-    async def to_the_end(self) -> Concluded | Failed:
-        """Negotiate until it has ended."""
-        row, machine = self._row, self._machine
-        if row.round == 0:
-            events = machine.start(self._now_ms())
-        else:
-            snapshot = Snapshot(Phase(row.phase), row.round, row.terms, row.participants)
-            await self._step(self._me, "resumed", bargain.words(Terms.FromString(row.terms)))
-            events = machine.resume(snapshot, self._now_ms())
-        end: Concluded | Failed | None = None
-        async with trio.open_nursery() as nursery:
-            known: Snapshot | None = None
-            while end is None:
-                if machine.snapshot != known and not machine.over:
-                    await self._note(known)
-                    known = machine.snapshot
-                for event in events:
-                    if isinstance(event, Ask):
-                        nursery.start_soon(self._ask, event)
-                    elif isinstance(event, Dropped):
-                        await self._step(event.organization, "left out", event.reason)
-                    else:
-                        end = event
-                if end is None:
-                    events = await self._next()
-            nursery.cancel_scope.cancel()
-        return end
-
-    async def _note(self, known: Snapshot | None) -> None:
-        """Write down where it stands now, and tell the submitter."""
-        at = self._machine.snapshot
-        terms = Terms.FromString(at.terms)
-        row = negotiations.NegotiationRow(
-            self._row.workflow_id, terms.id, at.phase.value, at.round, at.terms, at.participants, self._row.ends_ms
-        )
-        await self._negotiator.save(row)
-        if at.phase is Phase.SIGNING:
-            await self._step(self._me, "signing", f"all {len(at.participants)} others are ready to sign")
-        elif known is None or known.terms != at.terms:
-            await self._step(self._me, "proposed", bargain.words(terms))
-
-    async def _next(self) -> list[Event]:
-        """Wait for an answer, or until somebody has to be asked again."""
-        wait_s = max(0.0, (self._machine.next_ms - self._now_ms()) / 1000)
-        with trio.move_on_after(wait_s) as scope:
-            question, answer = await self._answers.receive()
-        if scope.cancelled_caught:
-            return self._machine.tick(self._now_ms())
-        await self._tell(question, answer)
-        return self._machine.receive(question.organization, question.terms, answer, self._now_ms())
-
-    async def _ask(self, question: Ask) -> None:
-        await self._send.send((question, await self._negotiator.ask(question)))
-
-    async def _tell(self, question: Ask, answer: Answer) -> None:
-        who, about = question.organization, (question.organization, question.terms)
-        match answer:
-            case Signed():
-                await self._step(who, "accepted", "signed")
-            case Countered(terms):
-                wanted = bargain.wishes(Terms.FromString(question.terms), Terms.FromString(terms))
-                await self._step(who, "countered", wanted[:_MAX_REASON])
-            case Rejected(reason):
-                await self._step(who, "rejected", reason)
-            case Waiting(until_ms, reason) if about not in self._told:
-                self._told.add(about)
-                until = datetime.fromtimestamp(max(0, min(until_ms, self._row.ends_ms)) / 1000, UTC)
-                until_text = until.isoformat(timespec="seconds").replace("+00:00", "Z")
-                await self._step(who, "waiting", f"for approval at {who} until {until_text}: {reason}")
-            case _:
-                pass

@@ -192,7 +192,7 @@ class Responder:
         self._agreements.check_room(agreed)
         if terms.replaces:
             await self._check_amendment(agreed)
-        elif liars := agreed.participants & self._suspended():
+        elif liars := (agreed.participants - {self._me}) & self._suspended():
             raise AgreementError(f"{self._me} enters no new agreement with {', '.join(sorted(liars))} now")
 
     async def _check_amendment(self, agreed: Agreed) -> None:

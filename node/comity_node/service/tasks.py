@@ -132,7 +132,9 @@ class TaskService:
         own = self._identity
         me = Attested(own.organization, own.node, own.key.public_key, own.peer_id)
         reason = ""
-        if file.task.hops:
+        if file.task.hops and not file.task.record:
+            reason = "the record is gone, since its retention is over: its hops cannot be compared with it"
+        elif file.task.hops:
             try:
                 verify_hops(file.task.hops, task_id=file.task.task_id, record=file.task.record, home=me)
             except ComityError as error:

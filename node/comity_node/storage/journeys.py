@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from comity.digest import sha256
+from comity_node.protocol.task import FINAL
 from comity_node.protocol.token import Token
 from comity_node.protocol.token_wire import of_bytes, read_hop, to_bytes
 from comity_node.storage.packing import pack, unpack
@@ -65,6 +66,12 @@ class JourneyRow:
     updated_ms: int
 
 
+#: What tasks ended with whose record, if one was made of it, is judged or was never judged.
+_DUE: Final = (
+    "SELECT task_id, record_task FROM journeys WHERE agreement_digest = ? AND ending <> '' AND heard = 1"
+    " AND updated_ms <= ? AND state <> x'' AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.task_id = record_task"
+    f" AND tasks.state NOT IN ({', '.join(repr(state.value) for state in sorted(FINAL))})) LIMIT ?"
+)
 _COLUMNS: Final = "task_id, agreement_digest, attempt, held_by, checkpoint, ending, reason, state, hops, updated_ms"
 
 
@@ -252,10 +259,10 @@ def journey_of_record(connection: sqlite3.Connection, record_task: bytes) -> byt
 
 
 def agreements_of(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
-    """Return (digest, `Agreement` message) of the agreements under which there are tasks: as many as were signed."""
+    """Return (digest, `Agreement` message) of the agreements of which it is still here what tasks ended with."""
     rows = connection.execute(
-        "SELECT digest, agreement FROM agreements"
-        " WHERE EXISTS (SELECT 1 FROM journeys WHERE agreement_digest = agreements.digest AND ending <> '')"
+        "SELECT digest, agreement FROM agreements WHERE EXISTS (SELECT 1 FROM journeys"
+        " WHERE agreement_digest = agreements.digest AND ending <> '' AND state <> x'')"
     )
     return [(bytes(digest), bytes(agreement)) for digest, agreement in rows]
 
@@ -263,14 +270,13 @@ def agreements_of(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
 def forget_states(connection: sqlite3.Connection, agreement: bytes, until_ms: int, *, limit: int = _MAX_PAGE) -> int:
     """Delete the rows that at most `limit` (up to 1000) tasks ended with by a time, and return of how many.
 
-    How they ended and their signed hops, which hold digests, stay. A record that waits for its review goes, too.
+    The records that were made of them go with them; one that is under review goes when that is over. How they ended and
+    their signed hops, which hold digests, stay. A record that waits for its review goes, too.
     """
-    changed = connection.execute(
-        "UPDATE journeys SET state = x'' WHERE task_id IN (SELECT task_id FROM journeys WHERE agreement_digest = ?"
-        " AND ending <> '' AND heard = 1 AND updated_ms <= ? AND state <> x'' LIMIT ?)",
-        (agreement, until_ms, min(limit, _MAX_PAGE)),
-    )
-    return changed.rowcount
+    gone = connection.execute(_DUE, (agreement, until_ms, min(limit, _MAX_PAGE))).fetchall()
+    connection.executemany("UPDATE journeys SET state = x'' WHERE task_id = ?", [(task,) for task, _ in gone])
+    connection.executemany("UPDATE tasks SET record = x'' WHERE task_id = ?", [(record,) for _, record in gone])
+    return len(gone)
 
 
 def forget_journeys(connection: sqlite3.Connection, before_ms: int, *, limit: int = _MAX_PAGE) -> int:

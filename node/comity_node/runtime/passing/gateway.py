@@ -79,10 +79,11 @@ class TokenGateway:
 
     async def leave(self, to: str, rows: Sequence[Outgoing]) -> Sequence[Token | Refusal]:
         """Let tokens for `to` pass, or refuse them; what passed is in its outgoing row when this returns."""
-        before = [self._decided.pop(row.token.key, None) for row in rows]
+        before = [self._decided.get(row.token.key) for row in rows]
         out = [kept[1] if kept is not None and kept[0] is row else None for kept, row in zip(before, rows, strict=True)]
         new = [row for row, came in zip(rows, out, strict=True) if came is None]
         decided = iter(await self._decide(to, new) if new else ())
+        self.let_go([row.token.key for row in rows])  # only now: else those would be counted twice if these fail
         return [next(decided) if came is None else came for came in out]
 
     async def put_out(self, to: str, rows: Sequence[Outgoing], put: PutOut) -> set[int]:

@@ -119,4 +119,7 @@ CREATE TABLE journey_ways_in_order (
 INSERT INTO journey_ways_in_order SELECT * FROM journey_ways;
 DROP TABLE journey_ways;
 ALTER TABLE journey_ways_in_order RENAME TO journey_ways;
+
+-- What tasks ended with and is still here: retention looks at no others.
+CREATE INDEX journeys_with_state ON journeys (agreement_digest, updated_ms) WHERE ending <> '' AND state <> x'';
 """
