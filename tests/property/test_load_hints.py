@@ -10,35 +10,38 @@ from hypothesis import strategies as st
 
 from comity.errors import LinkClosed
 from comity.v1 import flow_pb2 as pb
-from comity_node.protocol.load import MAX_WAIT_S, Hint, Load
-from comity_node.runtime.passing.carriage import _read_receipts
+from comity_node.protocol.load import MAX_WAIT_S, Hint, Loads
 from comity_node.runtime.passing.ports import Answer, Verdicts
+from comity_node.runtime.passing.receipts import read_receipts
 
 SECONDS = st.floats(0.0, 1e6)
 WHATEVER = st.floats(allow_nan=True, allow_infinity=True)
-#: What happens at agents: a call begins, is answered, or is given up; and how long after the last event.
-EVENTS = st.lists(st.tuples(st.sampled_from(["began", "answered", "left"]), st.floats(0.0, 100.0)), max_size=60)
+#: What happens at agents: a call begins, is answered, or is given up; and how long after the last event, of two skills.
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["began", "answered", "left"]), st.sampled_from(["a", "b"]), st.floats(0.0, 100.0)),
+    max_size=60,
+)
 
 
-def load_of(events: list[tuple[str, float]]) -> tuple[Load, float]:
+def load_of(events: list[tuple[str, str, float]]) -> tuple[Loads, float]:
     """A load after events, and the time by then."""
-    load, now_s = Load(), 0.0
-    begun: list[float] = []
-    for what, after_s in events:
+    load, now_s = Loads(), 0.0
+    begun: dict[str, list[float]] = {"a": [], "b": []}
+    for what, skill, after_s in events:
         now_s += after_s
         if what == "began":
-            load.began(now_s)
-            begun.append(now_s)
-        elif begun:
-            since_s = begun.pop(0)
-            load.answered(now_s, now_s - since_s) if what == "answered" else load.left(now_s)
+            load.began(skill, now_s)
+            begun[skill].append(now_s)
+        elif begun[skill]:
+            since_s = begun[skill].pop(0)
+            load.answered(skill, now_s, now_s - since_s) if what == "answered" else load.left(skill, now_s)
     return load, now_s
 
 
 @pytest.mark.invariant("R3")
 @given(EVENTS, st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**4), st.floats(0.0, 1e4))
 def test_a_hint_is_bounded_and_grows_with_what_waits_and_with_silence(
-    events: list[tuple[str, float]], fewer: int, more: int, window: int, silent_s: float
+    events: list[tuple[str, str, float]], fewer: int, more: int, window: int, silent_s: float
 ) -> None:
     load, now_s = load_of(events)
     fewer, more = sorted((fewer, more))
@@ -49,11 +52,11 @@ def test_a_hint_is_bounded_and_grows_with_what_waits_and_with_silence(
 
 
 @given(EVENTS, st.floats(0.001, 10.0))
-def test_an_answer_ends_the_silence(events: list[tuple[str, float]], took_s: float) -> None:
+def test_an_answer_ends_the_silence(events: list[tuple[str, str, float]], took_s: float) -> None:
     load, now_s = load_of(events)
-    load.began(now_s)
-    load.answered(now_s + took_s, took_s)
-    assert load.overdue_s(now_s + took_s) is None
+    load.began("a", now_s)
+    load.answered("a", now_s + took_s, took_s)
+    assert "a" not in load.overdue(now_s + took_s)
 
 
 @pytest.mark.invariant("R3")
@@ -73,7 +76,7 @@ def test_a_hint_never_counts_less_than_nothing_and_is_believed_less_and_less(
 @given(st.binary(max_size=200), st.integers(0, 4))
 def test_receipts_of_any_bytes_are_read_or_asked_for_again(body: bytes, count: int) -> None:
     try:
-        verdicts = _read_receipts("b.example", body, count)
+        verdicts = read_receipts("b.example", body, count).verdicts
     except LinkClosed:
         return
     assert isinstance(verdicts, Verdicts)
@@ -85,6 +88,6 @@ def test_receipts_of_any_bytes_are_read_or_asked_for_again(body: bytes, count: i
 def test_a_hint_stands_beside_the_receipts(wait_ms: int | None) -> None:
     receipt = pb.TokenReceipt(outcome=pb.TokenReceipt.OUTCOME_TAKEN)
     body = pb.TokenReceipts(receipts=[receipt], wait_ms=wait_ms).SerializeToString()
-    verdicts = _read_receipts("b.example", body, 1)
+    verdicts = read_receipts("b.example", body, 1).verdicts
     assert [each.answer for each in verdicts] == [Answer.TAKEN]
     assert verdicts.wait_s == (None if wait_ms is None else wait_ms / 1000)

@@ -121,6 +121,8 @@ def test_what_is_at_a_holder_that_stands_still_is_done_by_another() -> None:
     play(three.world, scene)
     assert three.c.cancelled > 0
     assert set((three.c.done + three.d.done).values()) == {1}
+    failures = {each.organization: each.failures for each in three.routers[A].snapshot(0.0).peers if each.skill == "s0"}
+    assert failures == {B: 0}, "B has done its step: it is not its failure that C gave back what it passed on"
 
 
 @pytest.mark.parametrize("step", [{"hedge": False}, {"lease": "box", "release": "box"}])
@@ -155,6 +157,30 @@ def test_where_all_become_slow_for_good_only_a_few_calls_are_given_up(share: flo
     play(three.world, scene)
     assert three.c.cancelled + three.d.cancelled <= most
     assert set((three.c.done + three.d.done).values()) == {1}
+
+
+class Mixed(Colleagues):
+    """Does the first step in no time and the second in half a minute."""
+
+    async def call(self, skill: str, payload: Any, *, deadline_s: float) -> Any:
+        self.delay_s = (lambda: 0.01) if skill == "s0" else (lambda: 30.0)
+        return await super().call(skill, payload, deadline_s=deadline_s)
+
+
+@pytest.mark.invariant("R3")
+def test_a_slow_skill_beside_a_quick_one_is_not_taken_for_agents_that_stand_still() -> None:
+    b, c = Mixed("s0", "s1"), Mixed("s0", "s1")
+    limits = PassingLimits(hedge_share=0.0, call_hedge_least_s=1.0)
+    world = MemoryWorld({A: Colleagues(), B: b, C: c}, trip(("others", "others")), limits=limits)
+
+    async def scene(world: MemoryWorld) -> None:
+        await world.open(A, rows(100))
+        await world.sinks[A].wait(100)
+        assert trio.current_time() < 100.0, "with 128 calls at once they need half a minute"
+
+    play(world, scene)
+    assert b.cancelled == c.cancelled == 0
+    assert set((b.begun + c.begun).values()) == {1}
 
 
 def test_without_anybody_else_a_holder_that_stands_still_keeps_what_it_has() -> None:
@@ -202,6 +228,36 @@ def test_a_refusal_by_policy_is_no_failure_of_who_is_refused() -> None:
     assert sum(agents[C].done.values()) > 0, "and once it is let, it is asked at once"
 
 
+@pytest.mark.invariant("R3")
+def test_who_says_of_all_that_it_is_over_fails_and_is_asked_no_more() -> None:
+    routers: dict[str, Router] = {}
+
+    def routing(organization: str, random: Random) -> Routing:
+        router = routers[organization] = Router(random)
+        return FlowRouting(router, me=organization, clock_s=trio.current_time, reachable=lambda name: True)
+
+    agents = {A: Colleagues(), B: Colleagues("s0", delay_s=lambda: 1.0), C: Colleagues("s0")}
+    world = MemoryWorld(agents, trip(("others",)), limits=ALONE, routing=routing)
+    came: list[Token] = []
+
+    async def over(sender: str, tokens: Sequence[Token]) -> Verdicts:
+        came.extend(tokens)
+        return Verdicts([Verdict(Answer.OVER)] * len(tokens), 0.0)
+
+    async def scene(world: MemoryWorld) -> None:
+        world.engine(C).take = over  # type: ignore[method-assign]
+        for turn in range(40):
+            await world.open(A, rows(5, 5 * turn))
+            await world.sinks[A].wait(5 * turn + 5)
+        seen = {each.organization: each for each in routers[A].snapshot(trio.current_time()).peers}
+        assert seen[C].failures == len(came)
+        assert seen[B].failures == 0
+
+    play(world, scene)
+    assert len(came) < 20
+    assert {each.end for each in world.sinks[A].ends.values()} == {End.DONE}
+
+
 class Taking:
     """A receiver that takes all, and says how loaded it is."""
 
@@ -215,7 +271,7 @@ class Taking:
 def a_carriage(receiver: Taking, ask: Any = None) -> Carriage:
     """A carriage to `receiver` whose gateway lets pass all, and whose messenger asks `ask`."""
     parts = {
-        "messenger": SimpleNamespace(ask=ask, peer=lambda to, peer_id: None),
+        "messenger": SimpleNamespace(ask=ask, peer=lambda to, peer_id: None, nodes=lambda to: []),
         "gateway": SimpleNamespace(
             check_again=lambda to, rows: {}, awaits=lambda digest: False, delivered=lambda keys: None
         ),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from comity_node.protocol.load import Load
+from comity_node.protocol.load import Loads
 from comity_node.protocol.routing import Tuning
 from comity_node.runtime.router import Candidate, Router
 
@@ -23,14 +23,14 @@ def picks(router: Router, now_s: float, candidates: Sequence[Candidate] = BOTH, 
     return Counter(name for _ in range(count) if (name := router.pick("work", candidates, now_s)) is not None)
 
 
-def stuck(usual_s: float = 1.0, running: int = 2) -> Load:
+def stuck(usual_s: float = 1.0, running: int = 2) -> Loads:
     """Agents that have answered all along; then, at 100 s, as many calls begin, and stay."""
-    load = Load()
+    load = Loads()
     for number in range(20):
-        load.began(number)
-        load.answered(number + usual_s, usual_s)
+        load.began("work", number)
+        load.answered("work", number + usual_s, usual_s)
     for _ in range(running):
-        load.began(100.0)
+        load.began("work", 100.0)
     return load
 
 
@@ -38,37 +38,58 @@ def stuck(usual_s: float = 1.0, running: int = 2) -> Load:
 def test_agents_that_answer_say_how_long_they_take_and_those_that_stand_still_say_so() -> None:
     load = stuck()
     assert load.wait_s(101.0, 0, 64) == pytest.approx(1.0, abs=0.05)
-    assert load.overdue_s(101.0) is None
+    assert load.overdue(101.0) == {}
     assert load.wait_s(110.0, 0, 64) > 15.0, "eighteen answers are missing by then, four of which may be"
-    assert load.overdue_s(110.0) == pytest.approx(4.0)
+    assert load.overdue(110.0) == {"work": pytest.approx(4.0)}
     assert load.wait_s(1e6, 0, 64) == 60.0
-    load.answered(1e6, 1e6)
-    assert load.overdue_s(1e6) is None
+    load.answered("work", 1e6, 1e6)
+    assert load.overdue(1e6) == {}
     assert load.wait_s(1e6, 0, 64) < 2.0, "what stood still once says little of how long calls take"
 
 
 def test_one_straggler_among_calls_that_are_answered_is_nothing() -> None:
     load = stuck(running=1)
     for number in range(100, 150):
-        load.began(float(number))
-        load.answered(number + 1.0, 1.0)
-        assert load.overdue_s(number + 1.0) is None
+        load.began("work", float(number))
+        load.answered("work", number + 1.0, 1.0)
+        assert load.overdue(number + 1.0) == {}
         assert load.wait_s(number + 1.0, 0, 64) < 1.1
 
 
 def test_calls_that_fail_or_are_called_off_are_no_sign_that_answers_come() -> None:
     load = stuck()
-    load.left(120.0)
-    load.left(120.0)
+    load.left("work", 120.0)
+    load.left("work", 120.0)
     assert load.wait_s(120.0, 0, 64) > 30.0
-    assert load.overdue_s(120.0) is not None
+    assert load.overdue(120.0)
 
 
 def test_agents_that_never_answered_say_nothing_until_answers_are_missing() -> None:
-    load = Load()
-    load.began(0.0)
+    load = Loads()
+    load.began("work", 0.0)
     assert load.wait_s(3.0, 0, 64) == 0.0
     assert load.wait_s(30.0, 0, 64) > 20.0
+
+
+@pytest.mark.invariant("R3")
+def test_each_skill_is_late_by_what_is_usual_for_it() -> None:
+    load = stuck()
+    load.began("slow", 100.0)
+    load.answered("slow", 130.0, 30.0)
+    load.began("slow", 130.0)
+    assert load.overdue(160.0) == {"work": pytest.approx(4.0)}, "an answer of another skill does not hide it"
+    assert load.wait_s(160.0, 0, 64) < 10.0, "nor is the whole node late, as long as something is answered"
+    assert set(load.overdue(1000.0)) == {"work", "slow"}
+    assert load.wait_s(1000.0, 0, 64) == 60.0
+
+
+def test_calls_of_so_many_skills_are_counted_and_of_those_under_way_first() -> None:
+    load = stuck()
+    for number in range(5_000):
+        load.began(f"s{number}", 200.0)
+        load.answered(f"s{number}", 200.1, 0.1)
+    assert len(load._of) == 256
+    assert "work" in load.overdue(300.0)
 
 
 def heard(**wait_s: float) -> Callable[[Router], None]:

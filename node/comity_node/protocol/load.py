@@ -6,7 +6,8 @@ A `Load` counts the calls under way and learns how long calls take. What tells a
 answer are the answers that are missing: with `n` calls under way and `u` seconds that calls usually take, one answer is
 due every `u / n` seconds. The call-seconds since the last answer, over `u`, are therefore how many answers should have
 come; a few of them may be missing by chance (four, if calls last exponentially, in one case of fifty), and each further
-one counts as a call that has to be made first. One straggler among calls that are answered changes nothing.
+one counts as a call that has to be made first. One straggler among calls that are answered changes nothing. Each skill
+has a `Load` of its own (`Loads`): where some take milliseconds and others minutes, the slow ones are not late.
 
 A `Hint` is such a figure of somebody else. It is a claim, and can only make its peer dearer than the own record of it
 says, never cheaper: who always says 0 stands where those stand who say nothing, who says too much is asked less, for
@@ -30,10 +31,12 @@ _FAR_OFF: Final = 4.0
 _FORGOTTEN: Final = 8.0
 #: What a call may take before any was answered, in seconds; until then nothing is said but that answers are missing.
 _FIRST_S: Final = 1.0
+#: Skills whose calls are counted; beyond them one that nothing is under way of is forgotten.
+_MAX_SKILLS: Final = 256
 
 
 class Load:
-    """What is under way at own agents, and how long a call that comes now would take."""
+    """What is under way at own agents of one sort, and how many answers are missing."""
 
     __slots__ = ("_answers", "_at_s", "_owed_s", "_running", "_usual_s")
 
@@ -43,6 +46,11 @@ class Load:
         self._usual_s = _FIRST_S
         #: Call-seconds since the last answer, up to `_at_s`.
         self._owed_s = self._at_s = 0.0
+
+    @property
+    def running(self) -> int:
+        """Calls that are under way."""
+        return self._running
 
     def began(self, now_s: float) -> None:
         """Note that an agent is called."""
@@ -63,17 +71,14 @@ class Load:
         """Note that a call failed or is not waited for any longer: that is no sign that answers come."""
         self._end(now_s)
 
-    def wait_s(self, now_s: float, waiting: int, window: int) -> float:
-        """Return in how many seconds a call that comes now would be answered, at most `MAX_WAIT_S`.
+    def queued_s(self, waiting: int, window: int) -> float:
+        """Return how long a call takes with its turn: 0 while that is not known; see `Loads.wait_s`."""
+        return self._usual_s * (1.0 + (self._running + waiting) / window) if self._answers else 0.0
 
-        Args:
-            now_s: the time.
-            waiting: calls that wait for their turn.
-            window: calls that are made at once, at most.
-        """
+    def missing_s(self, now_s: float) -> float:
+        """Return how long those calls would take whose answers are missing, but for as many as may be by chance."""
         self._pass(now_s)
-        queued_s = self._usual_s * (1.0 + (self._running + waiting) / window) if self._answers else 0.0
-        return min(MAX_WAIT_S, queued_s + max(0.0, self._owed_s - _MISSING * self._usual_s))
+        return max(0.0, self._owed_s - _MISSING * self._usual_s)
 
     def overdue_s(self, now_s: float) -> float | None:
         """Return after how many seconds a call is overdue while no answers seem to come at all; None: they come."""
@@ -88,6 +93,60 @@ class Load:
     def _end(self, now_s: float) -> None:
         self._pass(now_s)
         self._running = max(0, self._running - 1)
+
+
+class Loads:
+    """What is under way at all own agents, by skill."""
+
+    __slots__ = ("_all", "_of")
+
+    def __init__(self) -> None:
+        """Begin idle."""
+        self._all = Load()
+        self._of: dict[str, Load] = {}
+
+    def began(self, skill: str, now_s: float) -> None:
+        """Note that an agent is called."""
+        self._all.began(now_s)
+        self._load(skill).began(now_s)
+
+    def answered(self, skill: str, now_s: float, after_s: float) -> None:
+        """Note that a call was answered after so many seconds."""
+        self._all.answered(now_s, after_s)
+        self._load(skill).answered(now_s, after_s)
+
+    def left(self, skill: str, now_s: float) -> None:
+        """Note that a call failed or is not waited for any longer: that is no sign that answers come."""
+        self._all.left(now_s)
+        self._load(skill).left(now_s)
+
+    def wait_s(self, now_s: float, waiting: int, window: int) -> float:
+        """Return in how many seconds a call that comes now would be answered, at most `MAX_WAIT_S`.
+
+        Answers that are missing count if they are of every skill that something is under way of.
+
+        Args:
+            now_s: the time.
+            waiting: calls that wait for their turn.
+            window: calls that are made at once, at most.
+        """
+        busy = [load for load in self._of.values() if load.running] or self._of.values()
+        missing_s = min((load.missing_s(now_s) for load in busy), default=0.0)
+        return min(MAX_WAIT_S, self._all.queued_s(waiting, window) + missing_s)
+
+    def overdue(self, now_s: float) -> dict[str, float]:
+        """Return the skills of which no answers seem to come, and after how many seconds a call of each is overdue."""
+        found = {skill: load.overdue_s(now_s) for skill, load in self._of.items()}
+        return {skill: after_s for skill, after_s in found.items() if after_s is not None}
+
+    def _load(self, skill: str) -> Load:
+        load = self._of.get(skill)
+        if load is None:
+            if len(self._of) >= _MAX_SKILLS:
+                idle = (each for each, one in self._of.items() if not one.running)
+                del self._of[next(idle, next(iter(self._of)))]
+            load = self._of[skill] = Load()
+        return load
 
 
 class Hint:

@@ -9,7 +9,7 @@ import trio
 
 from comity.errors import AgentError, Busy, NoWorker
 from comity_node.protocol.flow import Outcome, advance, answers_of, batch_of, failed, work_of
-from comity_node.protocol.load import Load
+from comity_node.protocol.load import Loads
 from comity_node.runtime.passing.crew import Crew
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.ports import Quick, Workers
@@ -53,7 +53,7 @@ class Calls:
         self._sweep_at = _SWEEP_FROM
         self._crew = Crew(limits.window if self._quick is None else 1, self._work)
         self._running = 0
-        self._load = Load()
+        self._loads = Loads()
         self._overdue: list[Call] = []
         self._race = Race(limits, self._again)
 
@@ -75,12 +75,12 @@ class Calls:
         """Return in how many seconds a visit that comes now would have been worked on, as far as can be told."""
         if self._quick is not None:
             return 0.0
-        return self._load.wait_s(trio.current_time(), len(self._queue), self._limits.window)
+        return self._loads.wait_s(trio.current_time(), len(self._queue), self._limits.window)
 
-    def overdue_s(self) -> float | None:
-        """Return how long a visit may have been here while agents seem to stand still; None: they answer."""
-        overdue_s = self._load.overdue_s(trio.current_time()) if self._quick is None else None
-        return None if overdue_s is None else max(overdue_s, self._limits.call_hedge_least_s)
+    def overdue(self) -> dict[str, float]:
+        """Return the skills at which agents seem to stand still, and for how many seconds a visit may be here then."""
+        found = self._loads.overdue(trio.current_time())
+        return {skill: max(after_s, self._limits.call_hedge_least_s) for skill, after_s in found.items()}
 
     def put(self, visit: Visit) -> None:
         """Have a visit's step done when it is its turn."""
@@ -186,7 +186,7 @@ class Calls:
         skill, payload = call.batch[0].step.skill, _input(call.batch)
         answered, began_s = False, trio.current_time()
         deadline_s = max(0.001, call.by_s - began_s)
-        self._load.began(began_s)
+        self._loads.began(skill, began_s)
         try:
             if self._knowing is None:
                 output = await self._workers.call(skill, payload, deadline_s=deadline_s)
@@ -199,9 +199,9 @@ class Calls:
         finally:
             now_s = trio.current_time()
             if answered:
-                self._load.answered(now_s, now_s - began_s)
+                self._loads.answered(skill, now_s, now_s - began_s)
             else:
-                self._load.left(now_s)
+                self._loads.left(skill, now_s)
 
     def _answered(self, batch: list[Visit], output: Any) -> None:  # noqa: ANN401  (JSON)
         now_ms = self._now_ms()

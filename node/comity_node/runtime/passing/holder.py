@@ -24,6 +24,7 @@ from comity_node.runtime.passing.bell import Bell
 from comity_node.runtime.passing.calls import Calls
 from comity_node.runtime.passing.codec import Codec
 from comity_node.runtime.passing.desk import Desk
+from comity_node.runtime.passing.giving import Giving
 from comity_node.runtime.passing.lanes import Lanes
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.ports import (
@@ -83,8 +84,7 @@ class Holder:
         #: Of each agreement under which something is here: its lease, and when homes were told last.
         self._leases: dict[bytes, tuple[float, float]] = {}
         self._sooner = Bell()
-        self._share = limits.call_hedge_share * limits.window
-        self._credit, self._credit_at_s = self._share, 0.0
+        self._giving = Giving(limits)
 
     @property
     def custody(self) -> int:
@@ -217,8 +217,7 @@ class Holder:
 
     def unable(self, visit: Visit, reason: str) -> None:
         """Give a token back whose step nobody here does, if somebody else can; else keep it until somebody does."""
-        others = self._ways.candidates(visit.pact, visit.cursor, visit.step, visit.token.home)
-        if any(each != self._me for each in others):
+        if self._elsewhere(visit):
             self._leave(visit, visit.token.home, HOME, Outcome.GIVEN_BACK, reason[:200])
         else:
             self._stalled.append(visit)
@@ -320,26 +319,17 @@ class Holder:
     def _hand_on(self) -> None:
         """Give back what own agents do not get done since they stand still, if somebody else can do it (R3).
 
-        The home sends it elsewhere from where it is. What waits only loses its place. Of calls that have begun, as many
-        as may be made twice are given up in the time after which they are overdue, the newest first and the oldest
-        never: if agents have become slow for good, here and elsewhere, most calls are answered all the same, and show
-        how long they take now.
+        The home sends it elsewhere from where it is.
         """
-        overdue_s, now_s = self._calls.overdue_s(), trio.current_time()
-        if overdue_s is None:
-            return
-        self._credit = min(max(1.0, self._share), self._credit + self._share * (now_s - self._credit_at_s) / overdue_s)
-        self._credit_at_s = now_s
-        oldest = next((visit.call for visit in self._visits.values() if visit.call is not None), None)
-        for visit in [each for each in reversed(self._visits.values()) if now_s - each.since_s >= overdue_s]:
-            begun = visit.call is not None
-            if begun and (self._credit < 1.0 or visit.call is oldest or visit.step.leased or not visit.step.hedge):
-                continue
-            others = self._ways.candidates(visit.pact, visit.cursor, visit.step, visit.token.home)
-            if any(each != self._me for each in others):
-                self._credit -= begun
-                visit.kill()
-                self._leave(visit, visit.token.home, HOME, Outcome.GIVEN_BACK, "its agents stand still")
+        visits, overdue = self._visits.values(), self._calls.overdue()
+        for visit in self._giving.chosen(visits, overdue, trio.current_time(), self._elsewhere):
+            visit.kill()
+            self._leave(visit, visit.token.home, HOME, Outcome.GIVEN_BACK, "its agents stand still")
+
+    def _elsewhere(self, visit: Visit) -> bool:
+        """Whether another organization says that it can do the step of a visit."""
+        others = self._ways.candidates(visit.pact, visit.cursor, visit.step, visit.token.home)
+        return any(each != self._me for each in others)
 
     def _note_lease(self, agreement: bytes) -> None:
         if agreement not in self._leases:

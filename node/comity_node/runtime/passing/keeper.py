@@ -42,7 +42,6 @@ class Keeper(Leases):
         self._journaled += recovery.unheard
         self._taken += len(recovery.unheard) + len(recovery.open)
         self._bell.ring()
-        self._some.ring()
         now_s = trio.current_time()
         for point in recovery.open:
             token = point.token

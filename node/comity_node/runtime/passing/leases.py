@@ -13,6 +13,7 @@ import trio
 
 from comity_node.runtime.passing.ports import End, Note
 from comity_node.runtime.passing.returns import Returns
+from comity_node.runtime.passing.sending import parked
 from comity_node.runtime.passing.task import Task
 from comity_node.runtime.passing.visit import Visit
 
@@ -108,10 +109,9 @@ class Leases(Returns):
     def _forgive(self) -> None:
         """Let tasks that nobody takes now be offered again to who did not refuse them for good."""
         for key in [key for key in self._parked if key[-1]]:
-            for task in self._parked.pop(key):
-                if task.over or task.visit is None:
+            for visit in self._parked.pop(key):
+                if (task := parked(visit)) is None:
                     continue
-                visit = task.visit
                 candidates = self._ways.candidates(task.pact, visit.cursor, visit.step, self._me)
                 if candidates and all(task.refused.get(each) for each in candidates):
                     self._close(task, End.FAILED, f"nobody takes it: {task.why}")

@@ -61,7 +61,7 @@ class Race:
                     self.hedged += 1
                     del self._due[call]
                 else:
-                    self._due[call] = now_s + (self._after_s(call) or 0.0)
+                    self._due[call] = now_s + (self._after_s(call) or self._limits.call_hedge_least_s)
             self._sleep = trio.CancelScope(deadline=min(self._due.values(), default=inf))
 
     def _after_s(self, call: Call) -> float | None:

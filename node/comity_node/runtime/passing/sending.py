@@ -80,7 +80,7 @@ class Sending:
         self._room = Bell()
         self._some = Bell()
         self._taken = 0
-        self._parked: dict[tuple[Any, ...], deque[Task]] = {}
+        self._parked: dict[tuple[Any, ...], deque[Visit]] = {}
         self._times = Percentiles()
         #: Tasks whose lease ran out, and stragglers that a second one was asked for, so far.
         self.taken_over = self.hedged = 0
@@ -115,10 +115,9 @@ class Sending:
 
     def _route(self, task: Task) -> None:
         """Have the step of a task that is at home done: here, by whom the router picks, or later."""
-        if not self._try(task) and task.visit is not None:
-            step = task.visit.step
-            key = (task.pact.agreement, step.name, step.skill, tuple(task.refused))
-            self._parked.setdefault(key, deque()).append(task)
+        if not self._try(task) and (visit := task.visit) is not None:
+            key = (task.pact.agreement, visit.step.name, visit.step.skill, tuple(task.refused))
+            self._parked.setdefault(key, deque()).append(visit)
 
     def _try(self, task: Task) -> bool:
         visit = task.visit
@@ -145,8 +144,7 @@ class Sending:
         """Try again what nobody could be asked for; one of a kind that has to wait makes the others of it wait."""
         for key, waiting in list(self._parked.items()):
             while waiting:
-                task = waiting[0]
-                if not task.over and task.visit is not None and not self._try(task):
+                if (task := parked(waiting[0])) is not None and not self._try(task):
                     break
                 waiting.popleft()
             else:
@@ -203,7 +201,8 @@ class Sending:
         task = self._tasks.get(parcel.row.token.task_id)
         if task is not None and (out := task.outs.get(parcel.row.token.attempt)) is not None:
             if verdict.answer is Answer.OVER:
-                self._not_there(task, parcel.row.token.attempt, out, for_good=False, anew=False, failed=False)
+                early = parcel.row.token.deadline_ms > self._now_ms()  # its clock is wrong, or it wants no work
+                self._not_there(task, parcel.row.token.attempt, out, for_good=False, anew=False, failed=early)
             else:
                 task.lease_s = trio.current_time() + self._lease_of(task)
 
@@ -285,3 +284,9 @@ class Sending:
             self._endings.append(ending)
             self._bell.ring()
         return ending
+
+
+def parked(visit: Visit) -> Task | None:
+    """Return the task that waits with a visit; None: it has gone on since, from what another attempt brought."""
+    task = visit.task
+    return task if task is not None and not task.over and task.visit is visit else None

@@ -7,6 +7,8 @@ from collections.abc import Hashable
 _SAMPLES = 128
 _EVERY = 16
 _LEAST = 16
+#: Kinds of steps that are known: a task has as many as its flow has steps, and a node has 1,000 agreements.
+_MAX_KINDS = 4096
 
 
 class _Times:
@@ -19,7 +21,7 @@ class _Times:
 
 
 class Percentiles:
-    """The 95th percentile of the last 128 times of each kind."""
+    """The 95th percentile of the last 128 times of each kind; of too many kinds the one first heard of is forgotten."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
@@ -29,6 +31,8 @@ class Percentiles:
         """Learn that one took `after_s` seconds."""
         times = self._times.get(kind)
         if times is None:
+            if len(self._times) >= _MAX_KINDS:
+                del self._times[next(iter(self._times))]
             times = self._times[kind] = _Times()
         if len(times.samples) < _SAMPLES:
             times.samples.append(after_s)
