@@ -94,6 +94,8 @@ def collect_work(reading: WorkReading) -> Iterator[Metric]:
     yield _gauge("comity_tokens", "Tasks under way, by where they are here.", "place", places)
     hops = {name: passing.get(f"hops.{name}", 0) for name in ("out", "in", "out_refused", "in_refused")}
     yield _counter("comity_hops", "Tasks that came and went, and were refused.", "way", hops)
+    texts = {name: passing.get(f"payloads.{name}", 0) for name in ("sent", "saved", "missing")}
+    yield _counter("comity_payload_bytes", "Bytes of long texts of tasks, by how they went over.", "way", texts)
     yield CounterMetricFamily(
         "comity_lease_takeovers", "Tasks whose lease ran out.", value=passing.get("passing.taken_over", 0)
     )

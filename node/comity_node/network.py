@@ -442,6 +442,10 @@ class LinkedPeers:
         """Return a linked node of `organization`, if there is one."""
         return self._links().member(organization)
 
+    def nodes(self, organization: str) -> Sequence[Attested]:
+        """Return the linked nodes of `organization`, in an order that stays."""
+        return self._links().members(organization)
+
     def node(self, peer_id: str) -> Attested | None:
         """Return a linked node by its PeerId, if it is linked."""
         state = self._links().state(peer_id)

@@ -31,6 +31,7 @@
     │   ├── DeadlineExceeded
     │   ├── PeerRefused
     │   └── Busy
+    │       └── AgreementUnknown     the agreement is not known there yet: it can be brought
     ├── PolicyDenied                 a decision: carries the rules and the reason
     │   └── ApprovalPending          a person has to say yes first: carries which approval, and until when
     ├── AgreementError               unknown, expired or violated terms
@@ -278,6 +279,12 @@ class Busy(LinkError):
     def __init__(self, message: str, *, retry_after_ms: int = 1000) -> None:
         self.retry_after_ms = retry_after_ms
         super().__init__(message)
+
+
+class AgreementUnknown(Busy):
+    """The agreement is not known to this node yet: another node of its organization has it, or it is on its way."""
+
+    code = "agreement_unknown"
 
 
 class PolicyDenied(ComityError):

@@ -38,8 +38,8 @@ MAX_BATCH: Final = 4096
 #: What travels between nodes, addressed to one of them.
 MESSAGE_KINDS: Final = frozenset(
     {"peers", "cards", "proposal", "agreement", "task-offer", "reviews", "records", "receipt", "checkpoint"}
-    | {"agreement-status", "withdrawal-notice", "tokens", "token-notes"}
-    | {"commitments", "commitment-set"}
+    | {"agreement-status", "withdrawal-notice", "tokens", "token-parts", "token-notes"}
+    | {"commitments", "commitment-set", "agreement-brought"}
     | {"market-call", "market-award"}
 )
 #: What is signed for everyone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,11 +22,12 @@ NOW_MS = time.time_ns() // 1_000_000
 
 @dataclass(frozen=True)
 class Consortium:
-    """Its trust store, the signed bundle and one node of each organization."""
+    """Its trust store, the signed bundle and one node of each organization; `seconds` has another one, if asked for."""
 
     trust: TrustStore
     bundle: bytes
     nodes: Mapping[str, NodeIdentity]
+    seconds: Mapping[str, NodeIdentity] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,8 +40,11 @@ def names(count: int) -> tuple[str, ...]:
 
 
 @cache
-def consortium(*organizations: str, name: str = "lab") -> Consortium:
-    """Return the consortium of `organizations`; another `name` makes another one, with other keys."""
+def consortium(*organizations: str, name: str = "lab", seconds: bool = False) -> Consortium:
+    """Return the consortium of `organizations`; another `name` makes another one, with other keys.
+
+    With `seconds` each organization has a second node.
+    """
     now = datetime.fromtimestamp(NOW_MS / 1000, UTC)
     with tempfile.TemporaryDirectory() as directory:
         authorities = [OrganizationCa.create(each, Path(directory) / each, now) for each in organizations]
@@ -53,12 +57,13 @@ def consortium(*organizations: str, name: str = "lab") -> Consortium:
     for ca in authorities:
         raw = sign_bundle(raw, ca)
     nodes = {ca.organization: _node(ca, now) for ca in authorities}
-    return Consortium(TrustStore(verify_bundle(raw, now_ms=NOW_MS, own_ca=None)), raw, nodes)
+    more = {ca.organization: _node(ca, now, "n2") for ca in authorities} if seconds else {}
+    return Consortium(TrustStore(verify_bundle(raw, now_ms=NOW_MS, own_ca=None)), raw, nodes, more)
 
 
-def _node(ca: OrganizationCa, now: datetime) -> NodeIdentity:
+def _node(ca: OrganizationCa, now: datetime, name: str = "n1") -> NodeIdentity:
     key = PrivateKey.generate()
-    leaf = ca.issue(certificate_request(key, SpiffeId(ca.organization, "node", "n1")), now=now)
+    leaf = ca.issue(certificate_request(key, SpiffeId(ca.organization, "node", name)), now=now)
     return NodeIdentity.of(key, read_certificates(leaf))
 
 

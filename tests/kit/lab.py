@@ -306,7 +306,7 @@ class Lab:
             trust=self.consortium.trust,
             gate=gate,
             database=database,
-            peers=Links(self.network, member),
+            peers=self.links(member),
             workers=member,
             own_agents=lambda: [(SpiffeId(member.name, "agent", "a"), member.skills())],
             datasets={DATASET: member.dataset},
@@ -319,6 +319,10 @@ class Lab:
             passing=self.passing,
             tracer=member.tracer,
         )
+
+    def links(self, member: Member) -> Links:
+        """Return what a member's messenger sees of the network."""
+        return Links(self.network, member)
 
     async def change_policy(self, name: str, text: str) -> None:
         """Put another policy in force at a member, as a node does that finds its file changed."""

@@ -234,7 +234,9 @@ def test_a_member_is_one_of_its_nodes_while_the_link_is_up() -> None:
     async def main() -> None:
         async with linked() as pair:
             assert pair.a.member(STLUKES) == attested(consortium(MERCY, STLUKES).nodes[STLUKES])
+            assert pair.a.members(STLUKES) == [pair.a.member(STLUKES)]
             assert pair.a.member(MERCY) is None
+            assert pair.a.members(MERCY) == []
             pair.network.partition(pair.a.peer_id, pair.b.peer_id)
             await trio.sleep(60)
             assert pair.a.member(STLUKES) is None

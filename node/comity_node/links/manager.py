@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -202,11 +202,17 @@ class Links:
 
     def member(self, organization: str) -> Attested | None:
         """A node of an organization to which the link is up; None if there is none."""
+        return next(self._members(organization), None)
+
+    def members(self, organization: str) -> list[Attested]:
+        """The nodes of an organization to which links are up, by PeerId."""
+        return list(self._members(organization))
+
+    def _members(self, organization: str) -> Iterator[Attested]:
         for link in self._table:
             peer = link.peer
             if peer.phase == "connected" and peer.attested is not None and peer.attested.organization == organization:
-                return peer.attested
-        return None
+                yield peer.attested
 
     async def wait_for(self, peer_id: str, timeout_s: float) -> LinkState:
         """Wait until the link to a peer is up.

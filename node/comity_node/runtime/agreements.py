@@ -10,6 +10,7 @@ at the next start, so that a crash in between undoes no stop.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -78,6 +79,9 @@ class Agreements:
         #: Grows when something has stopped, or goes on.
         self.version = 0
         self._halted = ""
+        #: Those that another node of this organization has signed, and this one not: under them nothing is begun or
+        #: judged here, only tokens are worked on (`sharing`).
+        self.shared: set[bytes] = set()
         #: Asked of every agreement when it is added, and by `look_again`.
         self.judge: Judge = lambda agreed: ""
         #: Awaited after an agreement was stopped: drops what is under way under it.
@@ -323,10 +327,14 @@ class Agreements:
         if len(live) >= _MAX_AGREEMENTS:
             raise Busy(f"this node has {_MAX_AGREEMENTS} agreements in force", retry_after_ms=60_000)
 
-    async def add(self, data: bytes) -> Agreed:
+    async def add(self, data: bytes, also: Callable[[sqlite3.Connection], object] | None = None) -> Agreed:
         """Verify a concluded agreement and keep it; the same one twice is the same as once.
 
         One that the policy does not carry any more when it comes is kept suspended.
+
+        Args:
+            data: the agreement.
+            also: is written in the same transaction, if it is new.
 
         Raises:
             AgreementError: it does not verify, is over, or this organization does not take part.
@@ -364,7 +372,14 @@ class Agreements:
             agreement=agreed.digest,
             detail={"participants": list(terms.participants), "purpose": terms.purpose, "dataset": terms.dataset},
         )
-        await self._database.transact(lambda c: (audit.append(c, entry, now_ms), journal.put_agreement(c, row)))
+
+        def write(connection: sqlite3.Connection) -> None:
+            audit.append(connection, entry, now_ms)
+            journal.put_agreement(connection, row)
+            if also is not None:
+                also(connection)
+
+        await self._database.transact(write)
         if (known := self._known.get(agreed.digest)) is None:
             self._known[agreed.digest] = _Kept(agreed, data, self.judge(agreed)[:_REASON_CHARS])
             if self._known[agreed.digest].stopped:
@@ -377,6 +392,7 @@ class Agreements:
         over = [d for d, kept in self._known.items() if kept.agreed.terms.expires_ms + _LINGER_MS < now_ms]
         for digest in over:
             del self._known[digest]
+            self.shared.discard(digest)
 
 
 def _word(kept: _Kept) -> str:

@@ -39,6 +39,7 @@ from comity_node.runtime.reviewer import Reviewer
 from comity_node.runtime.router import Router, RouterView
 from comity_node.runtime.sealing import Sealing
 from comity_node.runtime.seams import TaskStatus, Workers
+from comity_node.runtime.sharing import Sharing
 from comity_node.runtime.suspensions import SUSPENSION_MS, Suspensions
 from comity_node.runtime.updates import Updates
 from comity_node.runtime.watched import Watch, WatchedWorkers
@@ -187,12 +188,17 @@ class Runtime:
             identity=identity, trust=trust, gate=gate, agreements=self.agreements, database=database,
             outbox=self.outbox,
         )  # fmt: skip
+        self.sharing = Sharing(
+            me=identity.organization, messenger=self.messenger, agreements=self.agreements, database=database,
+            datasets=frozenset(around.datasets), take=self._take_brought, withdrawn=self.withdrawals.take,
+            now_ms=gate.now_ms,
+        )  # fmt: skip
         self.flows = make_flows(
             Around(
                 trust=trust, gate=gate, database=database, datasets=around.datasets, workers=workers,
                 messenger=self.messenger, agreements=self.agreements, directory=self.directory, router=router,
                 recheck=self._recheck, author=self.author, random=around.random, limits=around.passing,
-                watch=self.watch, suspended=self.suspensions.now,
+                watch=self.watch, suspended=self.suspensions.now, bring=self.sharing.bring,
             )
         )  # fmt: skip
         self.workflows = Workflows(
@@ -212,6 +218,7 @@ class Runtime:
             self.directory,
             self.responder,
             self.withdrawals,
+            self.sharing,
             self.flows,
             self.workflows,
             ballots,
@@ -230,9 +237,13 @@ class Runtime:
         elif item.kind == COMMITMENTS:
             await self.reviewer.commitment_ended(item, receipt)
 
+    async def _take_brought(self, sender: str, data: bytes, statements: list[bytes], *, brought: bool) -> None:
+        await self.workflows.take(sender, data, statements, brought=brought)
+
     async def load(self) -> None:
         """Read what messages that come in are judged by; before the links serve any."""
         await self.agreements.load()
+        await self.workflows.load()
         await self.suspensions.load()
         await self.withdrawals.load()
         await self._gate.look()
@@ -298,6 +309,7 @@ class Runtime:
                 self.flows,
                 self.workflows,
                 self.responder,
+                self.sharing,
                 self.witnesses,
                 self.suspensions,
                 self.market,

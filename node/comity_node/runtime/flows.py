@@ -96,6 +96,7 @@ class Flows:
             try:
                 await self._nursery.start(self.engine.run)
                 self._nursery.start_soon(self._learn)
+                self._nursery.start_soon(self._carriage.run)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -145,7 +146,7 @@ class Flows:
         opened = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._open, agreed, opened)
-            if self._me in agreed.homes:
+            if self._is_home(agreed):
                 await self._conclude(agreed, flow, opened, nursery)
             else:  # it has no tasks of its own, and does others' as long as they come
                 await self._until_over(agreed)
@@ -156,6 +157,10 @@ class Flows:
             f"the end of workflow {agreed.terms.id}",
         )
         log.info("all own tasks of agreement %s are over", agreed.digest.hex()[:12])
+
+    def _is_home(self, agreed: Agreed) -> bool:
+        """Whether this node has tasks of its own; of several of an organization the one has that signed."""
+        return self._me in agreed.homes and agreed.digest not in self._agreements.shared
 
     async def _until_over(self, agreed: Agreed) -> None:
         digest = agreed.digest
@@ -171,7 +176,7 @@ class Flows:
 
     async def _open(self, agreed: Agreed, opened: trio.Event) -> None:
         """Open the tasks, as many at once as there is room for."""
-        count = agreed.terms.records_per_organization if self._me in agreed.homes else 0
+        count = agreed.terms.records_per_organization if self._is_home(agreed) else 0
         try:
             for start in range(0, count, _OPEN_AT_ONCE):
                 numbers = range(start, min(start + _OPEN_AT_ONCE, count))

@@ -6,6 +6,8 @@ from typing import Final
 
 #: From the initiator to a participant: a concluded agreement.
 AGREEMENT: Final = "agreement"
+#: From a participant to a node of another one that does not know it: a concluded agreement.
+BROUGHT: Final = "agreement-brought"
 #: From a home to a reviewer: rows to judge.
 OFFER: Final = "task-offer"
 #: From a reviewer to the home: signed reviews.
@@ -18,6 +20,8 @@ COMMITMENTS: Final = "commitments"
 COMMITMENT_SET: Final = "commitment-set"
 #: Tasks under way, to whoever is to do their next step, or home.
 TOKENS: Final = "tokens"
+#: The same, with long texts left out that the recipient was brought before (`passing.parting`).
+TOKEN_PARTS: Final = "token-parts"
 #: What holders and homes of tasks under way tell each other.
 TOKEN_NOTES: Final = "token-notes"
 #: Between participants: a call for bids, answered in the receipt, and what a bidder got.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError
@@ -70,6 +70,14 @@ class NamedPeers(Protocol):
         """Return a linked node by its PeerId, if it is linked."""
 
 
+@runtime_checkable
+class ManyPeers(Protocol):
+    """Links that know all the nodes of an organization."""
+
+    def nodes(self, organization: str) -> Sequence[Attested]:
+        """Return the linked nodes of `organization`, in an order that stays."""
+
+
 def accepted(body: bytes = b"") -> Receipt:
     """Return the receipt of something that is on disk now (or the answer to a question)."""
     return Receipt(status=Receipt.STATUS_ACCEPTED, body=body)
@@ -82,6 +90,7 @@ class Messenger:
         """Send and receive through `gate`, over `peers`; `pace` bounds what one organization may send."""
         self._gate = gate
         self._peers = peers
+        self._many = peers if isinstance(peers, ManyPeers) else None
         self._pace = pace or Pace()
         self._log_pace = Pace(_LOG_PACE)
         self._handlers: dict[str, Handler] = {}
@@ -102,6 +111,13 @@ class Messenger:
             return peer
         named = self._peers.node(peer_id) if isinstance(self._peers, NamedPeers) else None
         return named if named is not None and named.organization == organization else None
+
+    def nodes(self, organization: str) -> Sequence[Attested]:
+        """Return the linked nodes of `organization`; one, where the links know of one only."""
+        if self._many is not None:
+            return self._many.nodes(organization)
+        peer = self._peers.peer(organization)
+        return [] if peer is None else [peer]
 
     def reachable(self, organization: str) -> bool:
         """Tell whether a node of `organization` is linked right now."""

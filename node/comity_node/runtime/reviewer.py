@@ -162,13 +162,19 @@ class Reviewer:
                 check_quota(agreed, item.home, most + 1)
 
     def _agreed(self, digest: bytes) -> Agreed:
-        """Return the agreement; one that is not here may still be on its way from its initiator."""
+        """Return the agreement; one that is not here may still be on its way from its initiator.
+
+        Of several nodes of this organization the one judges that has signed it: two different votes are a lie.
+        """
         try:
-            return self._agreements.get(digest)
+            agreed = self._agreements.get(digest)
         except AgreementStopped:
             raise
         except AgreementError as error:
             raise Busy(str(error), retry_after_ms=500) from error
+        if digest in self._agreements.shared:
+            raise Busy("another node of this organization judges under this agreement", retry_after_ms=500)
+        return agreed
 
     async def _answer_again(self, agreed: Agreed, known: journal.OfferRow) -> None:
         """Send the reviews of an offer again: its home has not seen them."""

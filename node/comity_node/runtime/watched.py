@@ -54,11 +54,14 @@ class Watch:
         """Tell `tracer`, too."""
         self.tracer = tracer
         self.hops: Counter[str] = Counter()
+        #: Bytes of long texts of tokens (`passing.parting`).
+        self.payloads: Counter[str] = Counter()
         self.calls: dict[str, CallTimes] = {}
 
     def counters(self) -> dict[str, int]:
-        """Return how many hops there were, by what became of them."""
-        return {f"hops.{name}": count for name, count in self.hops.items()}
+        """Return how many hops there were, and bytes of long texts, by what became of them."""
+        hops = {f"hops.{name}": count for name, count in self.hops.items()}
+        return hops | {f"payloads.{name}": count for name, count in self.payloads.items()}
 
     def delivered(self, item: OutboxRow, receipt: Receipt | None) -> None:
         """Tell the tracer how long a message about records took, from when it was put into the outbox."""

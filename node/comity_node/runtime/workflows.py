@@ -41,6 +41,8 @@ SKILLS = frozenset({"generate", "review"})
 REVIEW = frozenset({"review"})
 #: The state of a workflow whose own tasks somebody has ended.
 CANCELLED = "cancelled"
+#: What is kept as the document of a workflow that another node of this organization has signed.
+SHARED = b'{"shared":true}'
 _REASON_CHARS = 200
 _GATHER_S = 20.0
 _GATHER_STEP_S = 0.25
@@ -246,13 +248,14 @@ class Workflows:
         await self.take(sender.organization, body, ())
         return accepted()
 
-    async def take(self, sender: str, data: bytes, statements: Sequence[bytes]) -> None:
+    async def take(self, sender: str, data: bytes, statements: Sequence[bytes], *, brought: bool = False) -> None:
         """Take a concluded agreement, from whoever has it; what is in it all have signed.
 
         Args:
             sender: who gave it.
             data: the agreement.
             statements: withdrawals from it.
+            brought: for tokens; unless this node has signed it, only those are worked on under it here.
 
         Raises:
             AgreementError: it does not verify, is over, or contradicts what this node has signed or submitted.
@@ -261,7 +264,7 @@ class Workflows:
         await self._check_id(data)
         await self._responder.check_promise(sender, data)
         try:
-            agreed = await self._agreements.add(data)
+            agreed = await (self._share(data) if brought else self._agreements.add(data))
         except AgreementStopped:  # it has been here, and it is over
             await self._responder.keep_promise(read_terms(data))
             return
@@ -276,6 +279,31 @@ class Workflows:
             except ComityError as error:  # what is wrong with it says nothing about the agreement
                 log.warning("a withdrawal that came from %s is none: %s", sender, error)
         await self._start(agreed)
+
+    async def _share(self, data: bytes) -> Agreed:
+        """Keep an agreement that another node of this organization has signed, if this one has not."""
+        terms = read_terms(data)
+        promise = await self._database.read(lambda c: negotiations.promise_of(c, terms.digest))
+        if promise is not None or self._agreements.find(terms.digest) is not None:
+            return await self._agreements.add(data)
+        now_ms = self._gate.now_ms()
+        row = journal.WorkflowRow(terms.terms.id, SHARED, "running", "", terms.digest, now_ms)
+        self._agreements.shared.add(terms.digest)  # first: nothing is begun under it in between
+        try:
+            return await self._agreements.add(data, lambda c: journal.put_workflow(c, row))
+        except BaseException:  # also a cancellation: it is not here; raised again
+            if self._agreements.find(terms.digest) is None:
+                self._agreements.shared.discard(terms.digest)
+            raise
+
+    async def load(self) -> None:
+        """Know which agreements another node of this organization has signed; before anybody is served."""
+
+        def look(connection: sqlite3.Connection) -> set[bytes]:
+            rows = [(each.digest, journal.workflow_of(connection, each.digest)) for each in self._agreements.all()]
+            return {digest for digest, row in rows if row is not None and row.document == SHARED}
+
+        self._agreements.shared |= await self._database.read(look)
 
     async def _check_id(self, data: bytes) -> None:
         """Refuse an agreement that would take the place of a workflow that is here already: others choose its id."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omity/v1/flow.proto\x12\tcomity.v1\"\xbf\x01\n\x05Token\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\x11\n\thome_peer\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x10\n\x08sequence\x18\x05 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\x0c\x12\r\n\x05state\x18\x07 \x01(\x0c\x12\x0c\n\x04hops\x18\x08 \x03(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x03\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\"\x86\x03\n\x07\x46lowHop\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x11\n\tagreement\x18\x02 \x01(\x0c\x12\x0c\n\x04home\x18\x03 \x01(\t\x12\x11\n\thome_peer\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x10\n\x08sequence\x18\x06 \x01(\r\x12\x10\n\x08previous\x18\x07 \x01(\x0c\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x17\n\x0fto_organization\x18\t \x01(\t\x12\x0c\n\x04role\x18\n \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x0c \x01(\x0c\x12\r\n\x05rules\x18\r \x03(\t\x12\x15\n\rpolicy_digest\x18\x0e \x01(\x0c\x12\r\n\x05\x61t_ms\x18\x0f \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x10 \x01(\x03\x12\x32\n\x08\x61ttested\x18\x11 \x03(\x0b\x32 .comity.v1.FlowHop.AttestedEntry\x1a/\n\rAttestedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"t\n\rTokenDelivery\x12\x18\n\x10\x61greement_digest\x18\x01 \x01(\x0c\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.comity.v1.Token\x12\'\n\x07signers\x18\x03 \x03(\x0b\x32\x16.comity.v1.SignerChain\"\x1c\n\x0bSignerChain\x12\r\n\x05\x63hain\x18\x01 \x03(\x0c\"\\\n\rTokenReceipts\x12)\n\x08receipts\x18\x01 \x03(\x0b\x32\x17.comity.v1.TokenReceipt\x12\x14\n\x07wait_ms\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_wait_ms\"\xff\x01\n\x0cTokenReceipt\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.comity.v1.TokenReceipt.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x94\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n\rOUTCOME_TAKEN\x10\x01\x12\x11\n\rOUTCOME_KNOWN\x10\x02\x12\x11\n\rOUTCOME_STALE\x10\x03\x12\x13\n\x0fOUTCOME_REFUSED\x10\x04\x12\x10\n\x0cOUTCOME_BUSY\x10\x05\x12\x10\n\x0cOUTCOME_OVER\x10\x06\"1\n\nTokenNotes\x12#\n\x05notes\x18\x01 \x03(\x0b\x32\x14.comity.v1.TokenNote\"\xa8\x01\n\tTokenNote\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.comity.v1.TokenNote.Kind\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_HOLDING\x10\x01\x12\x12\n\x0eKIND_CANCELLED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omity/v1/flow.proto\x12\tcomity.v1\"\xe4\x01\n\x05Token\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\x11\n\thome_peer\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x10\n\x08sequence\x18\x05 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\x0c\x12\r\n\x05state\x18\x07 \x01(\x0c\x12\x0c\n\x04hops\x18\x08 \x03(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x03\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12#\n\x05parts\x18\x0c \x03(\x0b\x32\x14.comity.v1.TokenPart\"9\n\tTokenPart\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\r\"\x86\x03\n\x07\x46lowHop\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x11\n\tagreement\x18\x02 \x01(\x0c\x12\x0c\n\x04home\x18\x03 \x01(\t\x12\x11\n\thome_peer\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x10\n\x08sequence\x18\x06 \x01(\r\x12\x10\n\x08previous\x18\x07 \x01(\x0c\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x17\n\x0fto_organization\x18\t \x01(\t\x12\x0c\n\x04role\x18\n \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x0c \x01(\x0c\x12\r\n\x05rules\x18\r \x03(\t\x12\x15\n\rpolicy_digest\x18\x0e \x01(\x0c\x12\r\n\x05\x61t_ms\x18\x0f \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x10 \x01(\x03\x12\x32\n\x08\x61ttested\x18\x11 \x03(\x0b\x32 .comity.v1.FlowHop.AttestedEntry\x1a/\n\rAttestedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x86\x01\n\rTokenDelivery\x12\x18\n\x10\x61greement_digest\x18\x01 \x01(\x0c\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.comity.v1.Token\x12\'\n\x07signers\x18\x03 \x03(\x0b\x32\x16.comity.v1.SignerChain\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\"\x1c\n\x0bSignerChain\x12\r\n\x05\x63hain\x18\x01 \x03(\x0c\"}\n\rTokenReceipts\x12)\n\x08receipts\x18\x01 \x03(\x0b\x32\x17.comity.v1.TokenReceipt\x12\x14\n\x07wait_ms\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05keeps\x18\x03 \x01(\x0b\x32\x10.comity.v1.KeepsB\n\n\x08_wait_ms\"#\n\x05Keeps\x12\x0c\n\x04over\x18\x01 \x01(\r\x12\x0c\n\x04room\x18\x02 \x01(\x04\"\x94\x02\n\x0cTokenReceipt\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.comity.v1.TokenReceipt.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xa9\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n\rOUTCOME_TAKEN\x10\x01\x12\x11\n\rOUTCOME_KNOWN\x10\x02\x12\x11\n\rOUTCOME_STALE\x10\x03\x12\x13\n\x0fOUTCOME_REFUSED\x10\x04\x12\x10\n\x0cOUTCOME_BUSY\x10\x05\x12\x10\n\x0cOUTCOME_OVER\x10\x06\x12\x13\n\x0fOUTCOME_MISSING\x10\x07\"1\n\nTokenNotes\x12#\n\x05notes\x18\x01 \x03(\x0b\x32\x14.comity.v1.TokenNote\"\xa8\x01\n\tTokenNote\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.comity.v1.TokenNote.Kind\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_HOLDING\x10\x01\x12\x12\n\x0eKIND_CANCELLED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLOWHOP_ATTESTEDENTRY']._loaded_options = None
   _globals['_FLOWHOP_ATTESTEDENTRY']._serialized_options = b'8\001'
   _globals['_TOKEN']._serialized_start=36
-  _globals['_TOKEN']._serialized_end=227
-  _globals['_FLOWHOP']._serialized_start=230
-  _globals['_FLOWHOP']._serialized_end=620
-  _globals['_FLOWHOP_ATTESTEDENTRY']._serialized_start=573
-  _globals['_FLOWHOP_ATTESTEDENTRY']._serialized_end=620
-  _globals['_TOKENDELIVERY']._serialized_start=622
-  _globals['_TOKENDELIVERY']._serialized_end=738
-  _globals['_SIGNERCHAIN']._serialized_start=740
-  _globals['_SIGNERCHAIN']._serialized_end=768
-  _globals['_TOKENRECEIPTS']._serialized_start=770
-  _globals['_TOKENRECEIPTS']._serialized_end=862
-  _globals['_TOKENRECEIPT']._serialized_start=865
-  _globals['_TOKENRECEIPT']._serialized_end=1120
-  _globals['_TOKENRECEIPT_OUTCOME']._serialized_start=972
-  _globals['_TOKENRECEIPT_OUTCOME']._serialized_end=1120
-  _globals['_TOKENNOTES']._serialized_start=1122
-  _globals['_TOKENNOTES']._serialized_end=1171
-  _globals['_TOKENNOTE']._serialized_start=1174
-  _globals['_TOKENNOTE']._serialized_end=1342
-  _globals['_TOKENNOTE_KIND']._serialized_start=1276
-  _globals['_TOKENNOTE_KIND']._serialized_end=1342
+  _globals['_TOKEN']._serialized_end=264
+  _globals['_TOKENPART']._serialized_start=266
+  _globals['_TOKENPART']._serialized_end=323
+  _globals['_FLOWHOP']._serialized_start=326
+  _globals['_FLOWHOP']._serialized_end=716
+  _globals['_FLOWHOP_ATTESTEDENTRY']._serialized_start=669
+  _globals['_FLOWHOP_ATTESTEDENTRY']._serialized_end=716
+  _globals['_TOKENDELIVERY']._serialized_start=719
+  _globals['_TOKENDELIVERY']._serialized_end=853
+  _globals['_SIGNERCHAIN']._serialized_start=855
+  _globals['_SIGNERCHAIN']._serialized_end=883
+  _globals['_TOKENRECEIPTS']._serialized_start=885
+  _globals['_TOKENRECEIPTS']._serialized_end=1010
+  _globals['_KEEPS']._serialized_start=1012
+  _globals['_KEEPS']._serialized_end=1047
+  _globals['_TOKENRECEIPT']._serialized_start=1050
+  _globals['_TOKENRECEIPT']._serialized_end=1326
+  _globals['_TOKENRECEIPT_OUTCOME']._serialized_start=1157
+  _globals['_TOKENRECEIPT_OUTCOME']._serialized_end=1326
+  _globals['_TOKENNOTES']._serialized_start=1328
+  _globals['_TOKENNOTES']._serialized_end=1377
+  _globals['_TOKENNOTE']._serialized_start=1380
+  _globals['_TOKENNOTE']._serialized_end=1548
+  _globals['_TOKENNOTE_KIND']._serialized_start=1482
+  _globals['_TOKENNOTE_KIND']._serialized_end=1548
 # @@protoc_insertion_point(module_scope)

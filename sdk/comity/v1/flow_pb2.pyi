@@ -38,6 +38,7 @@ class Token(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.bytes
     """16 bytes."""
     home: _builtins.str
@@ -59,6 +60,10 @@ class Token(_message.Message):
     def hops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Envelopes (kind "flow-hop"), oldest first."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenPart]:
+        """Texts that are left out of `state`, in their order; only in messages of kind "token-parts"."""
+
     def __init__(
         self,
         *,
@@ -73,14 +78,44 @@ class Token(_message.Message):
         deadline_ms: _builtins.int = ...,
         outcome: _builtins.str = ...,
         reason: _builtins.str = ...,
+        parts: _abc.Iterable[Global___TokenPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursor", b"cursor", "deadline_ms", b"deadline_ms", "home", b"home", "home_peer", b"home_peer", "hops", b"hops", "outcome", b"outcome", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursor", b"cursor", "deadline_ms", b"deadline_ms", "home", b"home", "home_peer", b"home_peer", "hops", b"hops", "outcome", b"outcome", "parts", b"parts", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class TokenPart(_message.Message):
+    """A text of a state that is left out: what stands between the quotes of a JSON string, as it is escaped there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Where in the whole state it begins."""
+    digest: _builtins.bytes
+    """SHA-256 of it."""
+    size: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenPart: _TypeAlias = TokenPart  # noqa: Y015
 
 @_typing.final
 class FlowHop(_message.Message):
@@ -191,6 +226,7 @@ class TokenDelivery(_message.Message):
     AGREEMENT_DIGEST_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     SIGNERS_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
     agreement_digest: _builtins.bytes
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]: ...
@@ -198,16 +234,23 @@ class TokenDelivery(_message.Message):
     def signers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignerChain]:
         """Of those who signed hops of these tokens, but for the recipient: each once."""
 
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Texts that the tokens here leave out and the recipient may not have yet, each once; only in messages of kind
+        "token-parts".
+        """
+
     def __init__(
         self,
         *,
         agreement_digest: _builtins.bytes = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         signers: _abc.Iterable[Global___SignerChain] | None = ...,
+        payloads: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "signers", b"signers", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_digest", b"agreement_digest", "payloads", b"payloads", "signers", b"signers", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,27 +286,59 @@ class TokenReceipts(_message.Message):
 
     RECEIPTS_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    KEEPS_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.int
     """In how many milliseconds the recipient would have worked on a token that comes now: a claim, by which senders choose
     whom they ask next. Absent: it says nothing.
     """
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenReceipt]: ...
+    @_builtins.property
+    def keeps(self) -> Global___Keeps:
+        """What the recipient has kept of the tokens that it took of this delivery. Absent: it says nothing."""
+
     def __init__(
         self,
         *,
         receipts: _abc.Iterable[Global___TokenReceipt] | None = ...,
         wait_ms: _builtins.int | None = ...,
+        keeps: Global___Keeps | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "keeps", b"keeps", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "receipts", b"receipts", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "keeps", b"keeps", "receipts", b"receipts", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_ms) -> _WhichOneofReturnType__wait_ms | None: ...
 
 Global___TokenReceipts: _TypeAlias = TokenReceipts  # noqa: Y015
+
+@_typing.final
+class Keeps(_message.Message):
+    """The sender may leave out what is kept, in messages of kind "token-parts" under the same agreement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVER_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    over: _builtins.int
+    """Texts of states that are longer than so many bytes."""
+    room: _builtins.int
+    """Of so many bytes in all for this sender, those that were of use last."""
+    def __init__(
+        self,
+        *,
+        over: _builtins.int = ...,
+        room: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["over", b"over", "room", b"room"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Keeps: _TypeAlias = Keeps  # noqa: Y015
 
 @_typing.final
 class TokenReceipt(_message.Message):
@@ -288,6 +363,8 @@ class TokenReceipt(_message.Message):
         """Not now; see retry_after_ms."""
         OUTCOME_OVER: TokenReceipt._Outcome.ValueType  # 6
         """The deadline is over, or its home has it no longer open."""
+        OUTCOME_MISSING: TokenReceipt._Outcome.ValueType  # 7
+        """The recipient does not have all that was left out, and nothing else was looked at: send it whole."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: TokenReceipt.Outcome.ValueType  # 0
@@ -303,6 +380,8 @@ class TokenReceipt(_message.Message):
     """Not now; see retry_after_ms."""
     OUTCOME_OVER: TokenReceipt.Outcome.ValueType  # 6
     """The deadline is over, or its home has it no longer open."""
+    OUTCOME_MISSING: TokenReceipt.Outcome.ValueType  # 7
+    """The recipient does not have all that was left out, and nothing else was looked at: send it whole."""
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

@@ -224,6 +224,7 @@ class Lanes:
         for parcel, verdict in zip(batch, verdicts, strict=True):
             if parcel.dead:
                 continue
+            parcel.sent = parcel.sent or verdict.unsure
             if verdict.lets_go:
                 self.drop(parcel)
                 self._owner(parcel).delivered(parcel, verdict)

@@ -52,11 +52,13 @@ class Verdict:
         answer: what it says.
         reason: of a refusal.
         retry_after_s: of `busy`.
+        unsure: it gave no answer: it may have it all the same.
     """
 
     answer: Answer
     reason: str = ""
     retry_after_s: float = 0.0
+    unsure: bool = False
 
     @property
     def lets_go(self) -> bool:

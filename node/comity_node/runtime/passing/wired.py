@@ -17,12 +17,13 @@ from comity_node.runtime.author import Author
 from comity_node.runtime.directory import Directory
 from comity_node.runtime.flows import Flows
 from comity_node.runtime.messenger import Messenger
-from comity_node.runtime.passing.carriage import Carriage
+from comity_node.runtime.passing.carriage import Bring, Carriage
 from comity_node.runtime.passing.engine import Engine, Ports
 from comity_node.runtime.passing.gateway import TokenGateway, Versioned
 from comity_node.runtime.passing.journal import DurableJournal, DurableLedger
 from comity_node.runtime.passing.limits import PassingLimits
 from comity_node.runtime.passing.pacts import AgreedPacts
+from comity_node.runtime.passing.parting import Parting
 from comity_node.runtime.router import Router
 from comity_node.runtime.router_flows import FlowRouting
 from comity_node.runtime.seams import Workers
@@ -49,6 +50,7 @@ class Around:
     limits: PassingLimits
     watch: Watch
     suspended: Callable[[], Collection[str]] = tuple
+    bring: Bring | None = None
 
 
 def make_flows(around: Around) -> Flows:
@@ -61,7 +63,10 @@ def make_flows(around: Around) -> Flows:
         reachable=messenger.reachable, now_ms=now_ms, suspended=around.suspended,
     )  # fmt: skip
     gateway = TokenGateway(token_gate, around.agreements, pacts, around.recheck)
-    carriage = Carriage(messenger=messenger, gateway=gateway, chains=token_gate.chains, database=around.database)
+    carriage = Carriage(
+        messenger=messenger, gateway=gateway, chains=token_gate.chains, database=around.database,
+        parting=Parting(counts=around.watch.payloads), bring=around.bring,
+    )  # fmt: skip
     routing = FlowRouting(
         around.router, me=me, clock_s=trio.current_time, reachable=messenger.reachable, price=around.directory.price
     )
