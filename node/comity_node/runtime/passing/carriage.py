@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import trio
 
@@ -19,6 +19,7 @@ from comity_node.protocol.token import HOME, TASK_ID_BYTES, Token
 from comity_node.protocol.token_wire import of_wire
 from comity_node.runtime.kinds import TOKEN_NOTES, TOKEN_PARTS, TOKENS
 from comity_node.runtime.messenger import Handler, Messenger, accepted
+from comity_node.runtime.passing.acquaintance import Acquaintance, Bring
 from comity_node.runtime.passing.gateway import Caller, TokenGateway
 from comity_node.runtime.passing.nodes import Nodes
 from comity_node.runtime.passing.parting import Joined, Packed, Parting, whole
@@ -40,13 +41,6 @@ _TELL_S: Final = 10.0
 _SWEEP_S: Final = 60.0
 #: What a sender is told whose agreement is not known here: its conclusion is usually right behind.
 _NOT_YET_MS: Final = 100
-#: (node, agreement) that are remembered as brought, and seconds for which it is not brought there again.
-_BROUGHT_KEPT: Final = 4_096
-_NOT_TAKEN_S: Final = 60.0
-
-#: Brings (organization, PeerId, digest of) an agreement to a node, and tells whether that has it now.
-Bring: TypeAlias = Callable[[str, str, bytes], Awaitable[bool]]
-
 _KINDS: Final = {Told.HOLDING: pb.TokenNote.KIND_HOLDING, Told.CANCEL: pb.TokenNote.KIND_CANCELLED}
 _TOLD: Final = {kind: told for told, kind in _KINDS.items()}
 
@@ -76,9 +70,8 @@ class Carriage:
         self._gateway = gateway
         self._chains = chains
         self._database = database
-        self._share = bring
+        self._acquaintance = None if bring is None else Acquaintance(bring)
         self._nodes = Nodes(messenger.nodes)
-        self._brought: dict[tuple[str, bytes], float] = {}
         self._receiver: Receiver | None = None
         self._parting = parting or Parting()
         self.handlers: dict[str, Handler] = {
@@ -135,28 +128,13 @@ class Carriage:
 
     async def _work(self, to: str, digest: bytes, peer_id: str, rows: Sequence[Outgoing]) -> Verdicts:
         """Bring tokens to a node that is to work on them, and the agreement first, if it does not know that."""
+        asked_s = trio.current_time()
         try:
             return await self._send(to, peer_id, digest, rows)
         except AgreementUnknown:
-            if self._share is None or not peer_id:
+            if self._acquaintance is None or not peer_id:
                 raise
-        now_s = trio.current_time()
-        if (left_s := self._brought.get((peer_id, digest), 0.0) - now_s) > 0:
-            raise AgreementUnknown(f"a node of {to} did not take the agreement", retry_after_ms=round(left_s * 1000))
-        if len(self._brought) >= _BROUGHT_KEPT:
-            self._brought.clear()
-        self._brought[peer_id, digest] = now_s + _NOT_TAKEN_S
-        try:
-            is_there = await self._share(to, peer_id, digest)
-        except LinkError:
-            self._brought.pop((peer_id, digest), None)  # nobody has said no: it is brought again
-            raise
-        except ComityError as error:
-            raise LinkClosed(f"the agreement could not be brought to {to}: {error}") from error
-        if not is_there:
-            raise AgreementUnknown(
-                f"a node of {to} does not take the agreement", retry_after_ms=int(_NOT_TAKEN_S * 1000)
-            )
+        await self._acquaintance.make(to, peer_id, digest, asked_s)
         return await self._send(to, peer_id, digest, rows)
 
     async def _send(self, to: str, peer_id: str, digest: bytes, rows: Sequence[Outgoing]) -> Verdicts:

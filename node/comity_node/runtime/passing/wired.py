@@ -17,7 +17,8 @@ from comity_node.runtime.author import Author
 from comity_node.runtime.directory import Directory
 from comity_node.runtime.flows import Flows
 from comity_node.runtime.messenger import Messenger
-from comity_node.runtime.passing.carriage import Bring, Carriage
+from comity_node.runtime.passing.acquaintance import Bring
+from comity_node.runtime.passing.carriage import Carriage
 from comity_node.runtime.passing.engine import Engine, Ports
 from comity_node.runtime.passing.gateway import TokenGateway, Versioned
 from comity_node.runtime.passing.journal import DurableJournal, DurableLedger
