@@ -86,11 +86,11 @@ class Leases(Returns):
 
     def _is_straggler(self, task: Task, now_s: float) -> bool:
         ((_, skill, since_s),) = task.outs.values()
-        # Whoever gets the task may do further steps, too: so all of them have to bear it.
-        if now_s - since_s <= self._limits.hedge_least_s or not task.pact.flow.hedged:
+        age_s = now_s - since_s
+        if age_s <= self._limits.hedge_least_s or not task.pact.flow.hedged:
             return False
-        p95_s = self._times.p95_s((task.pact.agreement, skill))
-        return p95_s is not None and now_s - since_s > p95_s * self._limits.hedge_factor
+        # Whoever gets the task may do further steps, too: so all of them have to bear it.
+        return self._times.is_far_above((task.pact.agreement, skill), age_s, now_s, self._limits.hedge_factor)
 
     def _hedge(self, task: Task) -> None:
         """Have a second one do what takes the first too long."""

@@ -38,7 +38,8 @@ class Race:
 
     def answered(self, call: Call) -> None:
         """Learn how long a call took."""
-        self._times.add(call.kind, trio.current_time() - call.began_s)
+        now_s = trio.current_time()
+        self._times.add(call.kind, now_s - call.began_s, now_s)
 
     def spared(self) -> None:
         """Hear that a call was over before it was made a second time."""

@@ -138,7 +138,7 @@ class Returns(Sending):
             else:
                 self._routing.answered(to, skill, after_s, not given_back and token.outcome is not Outcome.FAILED)
             if not given_back:
-                self._times.add((task.pact.agreement, skill), after_s)
+                self._times.add((task.pact.agreement, skill), after_s, trio.current_time())
         if not given_back:
             task.refused.clear()
         else:
