@@ -34,8 +34,10 @@ TASKS = 24
 AGENT = """
 import itertools
 import time
+from pathlib import Path
 from comity.agent import Agent
 
+SEEN = Path(__file__).parent / "seen"
 agent = Agent("steps")
 numbers = itertools.count()
 
@@ -47,7 +49,9 @@ def draft(work):
 
 @agent.skill("label")
 def label(work):
-    time.sleep(0.1)
+    until = time.monotonic() + 15
+    while not SEEN.exists() and time.monotonic() < until:  # `comity top` is to see the work under way
+        time.sleep(0.05)
     return {"state": {"label": int(work.input["state"]["x"]) % 2}}
 
 
@@ -173,6 +177,8 @@ def test_top_tasks_metrics_and_spans_tell_of_a_flow_between_three_nodes(cli: Cli
         seen = ok(cli, homes["mercy"], "top", "--once", "--interval", "0.5")
         for said in ("spiffe://mercy.example/node/", "stlukes.example", workflow_id, "label", "closed", "audit log"):
             assert said in seen
+        for home in homes.values():
+            (home / "seen").touch()
         until(lambda: clients["mercy"].workflow(workflow_id).state == "done", "all tasks are over")
         listed = json.loads(ok(cli, homes["mercy"], "tasks", "list", "--workflow", workflow_id, "--json"))
         assert [each["state"] for each in listed["tasks"]] == ["certified"] * TASKS
