@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # -qq: only errors; pip would otherwise print where this machine fetches its packages from.
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
+# A process of tests for each core, up to four: a file's tests stay together. JOBS=0: all in one process.
+JOBS ?= auto
+TESTS = $(PY) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 SOURCES := sdk node tests examples scripts bench fuzz interop mutation
 
 # Another environment's settings must not reach into ours.
@@ -62,11 +65,11 @@ demo: $(VENV)/.comity ## five organizations on this machine, the whole way (ARGS
 
 .PHONY: test
 test: lint types layers drift ## every check and every test
-	$(PY) -m pytest $(ARGS)
+	$(TESTS) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.comity ## the tests that take less than ten seconds each
-	$(PY) -m pytest -m 'not slow' $(ARGS)
+	$(TESTS) -m 'not slow' $(ARGS)
 
 # ---- single checks --------------------------------------------------------------------------------------------------
 

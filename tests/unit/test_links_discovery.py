@@ -430,7 +430,7 @@ PEER = PrivateKey.generate().peer_id
         "/ip4/192.0.2.1/tcp/4001",
         "/ip6/2001:db8::1/tcp/1",
         "/dns4/node.mercy.example/tcp/65535",
-        f"/dns/node/tcp/0/p2p/{PEER}",
+        pytest.param(f"/dns/node/tcp/0/p2p/{PEER}", id="of-a-peer"),
     ],
 )
 def test_addresses_are_read_and_written_alike(text: str) -> None:

@@ -79,6 +79,7 @@ def test_a_flow_that_cannot_be_read_is_told_as_such() -> None:
         (Known(agreed(FLOW)), NOW_MS * 2, "its agreement is over"),
         (Known(None), NOW_MS, "its agreement is not known here any more"),
     ],
+    ids=["stopped", "over", "expired", "unknown"],
 )
 def test_why_there_is_no_pact(known: Known, now_ms: int, said: str) -> None:
     digest = agreed(FLOW).digest
