@@ -56,16 +56,43 @@ def limits(mean_s: float) -> PassingLimits:
     )
 
 
+class Through:
+    """The rows whose last hop is answered: each makes room for the next one, as in all arms."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._rows: set[int] = set()
+        self._news = trio.Event()
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._rows)
+
+    def add(self, row: int) -> None:
+        """Note that a row's last hop is done, perhaps once more."""
+        self._rows.add(row)
+        self._news.set()
+        self._news = trio.Event()
+
+    async def wait(self, count: int) -> None:
+        """Wait until there are so many."""
+        while len(self._rows) < count:
+            await self._news.wait()
+
+
 class Agents:
     """An organization's agents: they hold a slot of the back-end for as long as the hop was drawn."""
 
-    def __init__(self, site: int, run: Run, backend: TrioBackend, attempts: Counter[tuple[int, int]]) -> None:
-        """Serve `site`; `attempts` counts calls of each (row, hop), of all sites together."""
+    def __init__(
+        self, site: int, run: Run, backend: TrioBackend, attempts: Counter[tuple[int, int]], through: Through
+    ) -> None:  # fmt: skip
+        """Serve `site`; `attempts` counts calls of each (row, hop), of all sites together; `through` is of all, too."""
         self._site = site
         self._run = run
         self._script = flows.Script(run.rows)
         self._backend = backend
         self._attempts = attempts
+        self._through = through
         self._skills = flows.skills_at(site)
 
     def skills(self) -> tuple[str, ...]:
@@ -81,7 +108,10 @@ class Agents:
         self._attempts[key] += 1
         seconds = self._run.shape.seconds(*key, attempt) if attempt else hop.seconds
         await self._backend.call(hop.pool, self._site, seconds)
-        return self._script.answer(state)
+        answer = self._script.answer(state)
+        if not answer["state"]["more"]:
+            self._through.add(state["row"])
+        return answer
 
 
 class Deciding:
@@ -150,9 +180,10 @@ class ComityMemory:
         return time.process_time()
 
     async def _measure(self, run: Run, flow: Flow) -> float:
-        attempts: Counter[tuple[int, int]] = Counter()
+        attempts, through = Counter[tuple[int, int]](), Through()
         async with open_backend(run.backend) as backend, trio.open_nursery() as nursery:
-            agents = {name: Agents(site, run, backend, attempts) for site, name in enumerate(flows.ORGANIZATIONS)}
+            sites = enumerate(flows.ORGANIZATIONS)
+            agents = {name: Agents(site, run, backend, attempts, through) for site, name in sites}
             world = MemoryWorld(
                 {flows.HOME: NoAgents(), **agents},
                 flow,
@@ -164,28 +195,26 @@ class ComityMemory:
             )
             await nursery.start(world.run)
             began = perf_counter()
-            await feed(world, run)
+            await feed(world, run, through)
             passed = perf_counter() - began
             nursery.cancel_scope.cancel()
         return passed
 
 
-async def feed(world: MemoryWorld, run: Run) -> None:
-    """Open C rows, then one for each that is over, until all are.
+async def feed(world: MemoryWorld, run: Run, through: Through) -> None:
+    """Open C rows, then one for each that is through, and wait until the home has all of them again.
 
     Raises:
         RuntimeError: a row did not come to its end, or came to it twice.
     """
-    sink, count = world.sinks[flows.HOME], len(run.rows)
+    sink, count, opened = world.sinks[flows.HOME], len(run.rows), 0
     rows = [(task_id, flows.first_state(number)) for number, task_id in enumerate(task_ids(count))]
-    opened = min(run.case.in_flight, count)
-    await world.open(flows.HOME, rows[:opened])
-    while (over := len(sink.ends)) < count:
-        await sink.wait(over + 1)
-        more = min(len(sink.ends) + run.case.in_flight, count)
-        if more > opened:
-            opened, first = more, opened
-            await world.open(flows.HOME, rows[first:more])
+    while opened < count:
+        most = min(len(through) + run.case.in_flight, count)
+        await world.open(flows.HOME, rows[opened:most])
+        opened = most
+        await through.wait(min(opened - run.case.in_flight + 1, count))
+    await sink.wait(count)
     _check(sink, count)
 
 

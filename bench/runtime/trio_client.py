@@ -43,7 +43,7 @@ class TrioBackend:
             self._waiting.pop(number, None)
 
     async def read(self) -> None:
-        """Wake up those whose answers came, until cancelled."""
+        """Wake up those whose answers came, one after the other, until cancelled."""
         rest = b""
         while True:
             await trio.lowlevel.wait_readable(self._connection.fileno())
@@ -55,6 +55,7 @@ class TrioBackend:
             for (number,) in ANSWER.iter_unpack(data[:whole]):
                 if (event := self._waiting.get(number)) is not None:
                     event.set()
+                    await trio.lowlevel.checkpoint()  # what comes of one goes on before the next is handed out
             rest = data[whole:]
 
 

@@ -47,6 +47,23 @@ def test_agents_that_answer_say_how_long_they_take_and_those_that_stand_still_sa
     assert load.wait_s(1e6, 0, 64) < 2.0, "what stood still once says little of how long calls take"
 
 
+@pytest.mark.invariant("R3")
+def test_no_call_is_overdue_before_the_time_until_which_nobody_has_to_look() -> None:
+    load = Loads()
+    assert load.patience_s() == 0.0, "nothing is known yet"
+    for number in range(20):
+        load.began("slow", float(number))
+        load.answered("slow", number + 1.0, 1.0)
+        load.began("quick", float(number))
+        load.answered("quick", number + 0.25, 0.25)
+    assert load.patience_s() == pytest.approx(1.0), "four times what the quicker ones take"
+    load.began("slow", 100.0)
+    load.began("quick", 100.0)
+    found = load.overdue(110.0)
+    assert found.keys() == {"slow", "quick"}
+    assert min(found.values()) == load.patience_s()
+
+
 def test_one_straggler_among_calls_that_are_answered_is_nothing() -> None:
     load = stuck(running=1)
     for number in range(100, 150):

@@ -142,9 +142,9 @@ def weight(value: object) -> int:
     if isinstance(value, str):
         return (len(value) if value.isascii() and value.isalnum() else 6 * len(value)) + 2
     if isinstance(value, dict):
-        return 2 + sum(len(name) + 4 + weight(inner) for name, inner in value.items())
+        return 2 + sum(map(weight, value.values())) + sum(map(len, value)) + 4 * len(value)
     if isinstance(value, list):
-        return 2 + sum(1 + weight(inner) for inner in value)
+        return 2 + len(value) + sum(map(weight, value))
     return 26
 
 

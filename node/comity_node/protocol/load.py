@@ -35,15 +35,39 @@ _FIRST_S: Final = 1.0
 _MAX_SKILLS: Final = 256
 
 
-class Load:
+class _Usual:
+    """How long calls take.
+
+    Attributes:
+        answers: calls that is known of, as far as they are remembered.
+        usual_s: the usual time of them.
+    """
+
+    __slots__ = ("answers", "usual_s")
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.usual_s = _FIRST_S
+
+    def learn(self, after_s: float) -> None:
+        """Note that a call was answered after so many seconds."""
+        after_s = max(0.0, after_s)
+        if self.answers:
+            after_s = min(after_s, _FAR_OFF * self.usual_s)
+        if self.answers < _MEMORY:
+            self.answers += 1
+        self.usual_s += (after_s - self.usual_s) / self.answers
+
+
+class Load(_Usual):
     """What is under way at own agents of one sort, and how many answers are missing."""
 
-    __slots__ = ("_answers", "_at_s", "_owed_s", "_running", "_usual_s")
+    __slots__ = ("_at_s", "_owed_s", "_running")
 
     def __init__(self) -> None:
         """Begin idle."""
-        self._running = self._answers = 0
-        self._usual_s = _FIRST_S
+        super().__init__()
+        self._running = 0
         #: Call-seconds since the last answer, up to `_at_s`.
         self._owed_s = self._at_s = 0.0
 
@@ -59,65 +83,63 @@ class Load:
 
     def answered(self, now_s: float, after_s: float) -> None:
         """Note that a call was answered after so many seconds."""
-        self._end(now_s)
+        self.left(now_s)
         self._owed_s = 0.0
-        after_s = max(0.0, after_s)
-        if self._answers:
-            after_s = min(after_s, _FAR_OFF * self._usual_s)
-        self._answers = min(self._answers + 1, _MEMORY)
-        self._usual_s += (after_s - self._usual_s) / self._answers
+        self.learn(after_s)
 
     def left(self, now_s: float) -> None:
         """Note that a call failed or is not waited for any longer: that is no sign that answers come."""
-        self._end(now_s)
+        self._pass(now_s)
+        if self._running:
+            self._running -= 1
 
-    def queued_s(self, waiting: int, window: int) -> float:
-        """Return how long a call takes with its turn: 0 while that is not known; see `Loads.wait_s`."""
-        return self._usual_s * (1.0 + (self._running + waiting) / window) if self._answers else 0.0
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which a call is overdue while no answers seem to come; 0 while that is not known."""
+        return _FAR_OFF * self.usual_s if self.answers else 0.0
 
     def missing_s(self, now_s: float) -> float:
         """Return how long those calls would take whose answers are missing, but for as many as may be by chance."""
         self._pass(now_s)
-        return max(0.0, self._owed_s - _MISSING * self._usual_s)
+        return max(0.0, self._owed_s - _MISSING * self.usual_s)
 
     def overdue_s(self, now_s: float) -> float | None:
         """Return after how many seconds a call is overdue while no answers seem to come at all; None: they come."""
         self._pass(now_s)
-        stands_still = self._answers and self._owed_s > 2.0 * _MISSING * self._usual_s
-        return _FAR_OFF * self._usual_s if stands_still else None
+        stands_still = self.answers and self._owed_s > 2.0 * _MISSING * self.usual_s
+        return self.patience_s if stands_still else None
 
     def _pass(self, now_s: float) -> None:
-        self._owed_s += self._running * max(0.0, now_s - self._at_s)
-        self._at_s = max(self._at_s, now_s)
-
-    def _end(self, now_s: float) -> None:
-        self._pass(now_s)
-        self._running = max(0, self._running - 1)
+        if now_s > self._at_s:
+            self._owed_s += self._running * (now_s - self._at_s)
+            self._at_s = now_s
 
 
 class Loads:
     """What is under way at all own agents, by skill."""
 
-    __slots__ = ("_all", "_of")
+    __slots__ = ("_all", "_of", "_running")
 
     def __init__(self) -> None:
         """Begin idle."""
-        self._all = Load()
+        self._running = 0
+        self._all = _Usual()
         self._of: dict[str, Load] = {}
 
     def began(self, skill: str, now_s: float) -> None:
         """Note that an agent is called."""
-        self._all.began(now_s)
+        self._running += 1
         self._load(skill).began(now_s)
 
     def answered(self, skill: str, now_s: float, after_s: float) -> None:
         """Note that a call was answered after so many seconds."""
-        self._all.answered(now_s, after_s)
+        self._ended()
+        self._all.learn(after_s)
         self._load(skill).answered(now_s, after_s)
 
     def left(self, skill: str, now_s: float) -> None:
         """Note that a call failed or is not waited for any longer: that is no sign that answers come."""
-        self._all.left(now_s)
+        self._ended()
         self._load(skill).left(now_s)
 
     def wait_s(self, now_s: float, waiting: int, window: int) -> float:
@@ -132,12 +154,21 @@ class Loads:
         """
         busy = [load for load in self._of.values() if load.running] or self._of.values()
         missing_s = min((load.missing_s(now_s) for load in busy), default=0.0)
-        return min(MAX_WAIT_S, self._all.queued_s(waiting, window) + missing_s)
+        queued_s = self._all.usual_s * (1.0 + (self._running + waiting) / window) if self._all.answers else 0.0
+        return min(MAX_WAIT_S, queued_s + missing_s)
 
     def overdue(self, now_s: float) -> dict[str, float]:
         """Return the skills of which no answers seem to come, and after how many seconds a call of each is overdue."""
         found = {skill: load.overdue_s(now_s) for skill, load in self._of.items()}
         return {skill: after_s for skill, after_s in found.items() if after_s is not None}
+
+    def patience_s(self) -> float:
+        """Return after how many seconds a call of any skill can be overdue at the soonest, if its answers go on so."""
+        known = [load.patience_s for load in self._of.values() if load.patience_s > 0.0]
+        return min(known, default=0.0)
+
+    def _ended(self) -> None:
+        self._running = max(0, self._running - 1)
 
     def _load(self, skill: str) -> Load:
         load = self._of.get(skill)

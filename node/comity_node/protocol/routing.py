@@ -132,6 +132,11 @@ class Breaker:
             return Circuit.CLOSED
         return Circuit.HALF_OPEN if self._probing or now_s >= self._until_s else Circuit.OPEN
 
+    @property
+    def closed(self) -> bool:
+        """Whether it lets everything through."""
+        return not self._opened
+
     def allows(self, now_s: float) -> bool:
         """Tell whether somebody may be asked now."""
         return not self._opened or (not self._probing and now_s >= self._until_s)

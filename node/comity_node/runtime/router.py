@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from comity_node.protocol.load import Hint
 from comity_node.protocol.routing import Estimate, Tally, Times, Track, Tuning, jain
@@ -40,8 +40,7 @@ _LEAST_SHARE: Final = 1e-6
 _LEAST_TIMES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """Somebody who may be asked.
 
     Attributes:
@@ -132,7 +131,7 @@ class Router:
             if track is None:
                 usable.append(each)
             elif track.open_to_all(now_s) and track.window.free:
-                if track.breaker.state(now_s) != "closed":
+                if not track.breaker.closed:
                     return each.organization  # a probe that is due; its back-off says how often that can be
                 usable.append(each)
         if not usable:
@@ -282,29 +281,33 @@ class Router:
             return None
         found, least = None, (math.inf, 0.0)
         for each in usable:
-            track = self._tracks.get((skill, each.organization))
-            known = (track.estimate.weight(now_s) if track else 0.0, self._random.random())
-            hint = self._hints.get(each.organization)
-            if not (track and track.outstanding) and not (hint and hint.fresh(now_s)) and known < least:
+            track, hint = self._tracks.get((skill, each.organization)), self._hints.get(each.organization)
+            if (track is not None and track.outstanding) or (hint is not None and hint.fresh(now_s)):
+                continue
+            known = (track.estimate.weight(now_s) if track is not None else 0.0, self._random.random())
+            if known < least:
                 found, least = each, known
         if found is not None:
             self._credit = 0.0
         return found
 
     def _better_of_two(self, skill: str, usable: Sequence[Candidate], now_s: float) -> Candidate:
+        if len(usable) == 1:
+            return usable[0]
         shares = self._shares(skill, now_s)
         odds = [max(shares.get(each.organization, 0.0), _LEAST_SHARE) for each in usable] if shares else None
         first = self._one_of(usable, odds)
-        if len(usable) == 1:
-            return usable[0]
         rest = [*usable[:first], *usable[first + 1 :]]
         second = self._one_of(rest, [*odds[:first], *odds[first + 1 :]] if odds else None)
         one, other = usable[first], rest[second]
-        scale = len(usable)
+        scale, usual_s = len(usable), self._usual_s(skill, now_s)
         costs = [
-            self._cost(skill, each, now_s, max(shares.get(each.organization, 0.0), 0.01) * scale if shares else None)
+            self._cost(
+                skill, each, now_s, usual_s,
+                max(shares.get(each.organization, 0.0), 0.01) * scale if shares else None,
+            )
             for each in (one, other)
-        ]
+        ]  # fmt: skip
         return other if costs[1] < costs[0] else one
 
     def _one_of(self, among: Sequence[Candidate], odds: Sequence[float] | None) -> int:
@@ -312,12 +315,14 @@ class Router:
             return int(self._random.random() * len(among))
         return self._random.choices(range(len(among)), odds)[0]
 
-    def _cost(self, skill: str, candidate: Candidate, now_s: float, strength: float | None) -> float:
+    def _cost(
+        self, skill: str, candidate: Candidate, now_s: float, usual_s: float, strength: float | None
+    ) -> float:  # fmt: skip
         """Return what it costs to ask somebody, in seconds.
 
         `strength` is what was awarded to it beside an even share, None without awards: its price is in it already.
         """
-        track, usual_s = self._tracks.get((skill, candidate.organization)), self._usual_s(skill, now_s)
+        track = self._tracks.get((skill, candidate.organization))
         waiting, expected_s = 1.0, usual_s
         if track is not None:
             track.price = candidate.price

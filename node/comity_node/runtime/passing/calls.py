@@ -77,6 +77,10 @@ class Calls:
             return 0.0
         return self._loads.wait_s(trio.current_time(), len(self._queue), self._limits.window)
 
+    def patience_s(self) -> float:
+        """Return for how many seconds a visit may be here at least, even if agents seem to stand still."""
+        return max(self._loads.patience_s(), self._limits.call_hedge_least_s)
+
     def overdue(self) -> dict[str, float]:
         """Return the skills at which agents seem to stand still, and for how many seconds a visit may be here then."""
         found = self._loads.overdue(trio.current_time())
@@ -104,7 +108,7 @@ class Calls:
         elif self._overdue:
             call = self._overdue.pop()
             if call.tries and call.error is None:  # the first is still at it
-                await self._try(call, scope)
+                await self._try(call, scope, trio.current_time())
             else:
                 self._race.spared()
         elif batch := self._next():
@@ -139,7 +143,7 @@ class Calls:
         left_s = (max(visit.token.deadline_ms for visit in batch) - self._now_ms()) / 1000
         call = Call(batch, now_s, now_s + min(left_s, self._limits.agent_s))
         self._race.begins(call)
-        await self._try(call, scope)
+        await self._try(call, scope, now_s)
 
     def _again(self, call: Call) -> bool:
         """Have a call made twice, unless all places are taken or somebody waits for one."""
@@ -149,12 +153,12 @@ class Calls:
         self._crew.call()
         return True
 
-    async def _try(self, call: Call, scope: trio.CancelScope) -> None:
+    async def _try(self, call: Call, scope: trio.CancelScope, now_s: float) -> None:
         """Have an agent answer; where two are at it, the first answer counts, or the first error if both fail."""
         self._running += 1
         call.tries.append(scope)
         try:
-            output = await self._ask(call)
+            output, now_s = await self._ask(call, now_s)
         except (AgentError, Busy) as error:
             if scope in call.tries:
                 call.tries.remove(scope)
@@ -166,7 +170,7 @@ class Calls:
             if scope in call.tries:  # nobody was faster
                 call.tries.remove(scope)
                 call.stop()
-                self._race.answered(call)
+                self._race.answered(call, now_s)
                 self._answered(call.batch, output)
         finally:
             self._running -= 1
@@ -182,9 +186,10 @@ class Calls:
             case _:
                 self._failed(call.batch, str(error))
 
-    async def _ask(self, call: Call) -> Any:  # noqa: ANN401  (JSON)
+    async def _ask(self, call: Call, began_s: float) -> tuple[Any, float]:
+        """Return an agent's answer (JSON), and when it came."""
         skill, payload = call.batch[0].step.skill, _input(call.batch)
-        answered, began_s = False, trio.current_time()
+        answered = False
         deadline_s = max(0.001, call.by_s - began_s)
         self._loads.began(skill, began_s)
         try:
@@ -195,13 +200,13 @@ class Calls:
                 subjects = [Subject(token.task_id, token.agreement, token.attempt) for token in tokens]
                 output = await self._knowing.call_for(subjects, skill, payload, deadline_s=deadline_s)
             answered = True
-            return output
         finally:
             now_s = trio.current_time()
             if answered:
                 self._loads.answered(skill, now_s, now_s - began_s)
             else:
                 self._loads.left(skill, now_s)
+        return output, now_s
 
     def _answered(self, batch: list[Visit], output: Any) -> None:  # noqa: ANN401  (JSON)
         now_ms = self._now_ms()

@@ -236,7 +236,7 @@ class Holder:
             self._calls.put(visit)
             return
         if pact.onward and step.at.where is not Where.HOME:
-            to = self._ways.choose(pact, visit.cursor, step, home, ())
+            to = self._ways.choose_other(pact, visit.cursor, step, home, ())
             if to is not None and to != home:
                 self._leave(visit, to, step.skill)
                 return
@@ -301,9 +301,7 @@ class Holder:
     async def run(self, tell: Callable[[str, Sequence[Note]], None]) -> None:
         """Drop what is over its deadline and tell homes what is still here, until cancelled."""
         while True:
-            shortest_s = min((lease_s for lease_s, _ in self._leases.values()), default=self._limits.lease_s)
-            overdue_s = max(_SHORTEST_TICK_S, self._limits.call_hedge_least_s)
-            with trio.move_on_after(min(_TICK_S, shortest_s / 4, overdue_s)):
+            with trio.move_on_after(self._pause_s(trio.current_time())):
                 await self._sooner.wait()
             self.workers_changed()
             self._expire()
@@ -315,6 +313,18 @@ class Holder:
                     tell(home, notes)
                 for each in due & self._leases.keys():
                     self._leases[each] = self._leases[each][0], now_s
+
+    def _pause_s(self, now_s: float) -> float:
+        """Return in how many seconds something may be due: a lease, or a visit that agents that stand still have."""
+        if not self._leases:
+            return _TICK_S  # nothing is here
+        lease_s = min(lease_s for lease_s, _ in self._leases.values())
+        patience_s = self._calls.patience_s()
+        if self._visits:
+            oldest = next(iter(self._visits.values()))
+            patience_s -= now_s - oldest.since_s
+        overdue_s = max(_SHORTEST_TICK_S, self._limits.call_hedge_least_s, patience_s)
+        return min(_TICK_S, lease_s / 4, overdue_s)
 
     def _hand_on(self) -> None:
         """Give back what own agents do not get done since they stand still, if somebody else can do it (R3).

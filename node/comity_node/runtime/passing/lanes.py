@@ -114,9 +114,10 @@ class Lanes:
 
     def put(self, row: Outgoing) -> None:
         """Deliver a journaled token; it replaces one of the same key."""
-        if (old := self._parcels.get(row.token.key)) is not None:
+        parcel = Parcel(row, trio.current_time())
+        if (old := self._parcels.get(parcel.key)) is not None:
             old.dead = True
-        parcel = self._parcels[row.token.key] = Parcel(row, trio.current_time())
+        self._parcels[parcel.key] = parcel
         lane = self._lanes.get(row.to)
         if lane is None:
             lane = self._lanes[row.to] = _Lane(self._limits.lanes, partial(self._work, row.to))
@@ -140,8 +141,8 @@ class Lanes:
     def drop(self, parcel: Parcel) -> None:
         """Deliver a token no longer; its row in the journal is the caller's."""
         parcel.dead = True
-        if self._parcels.get(parcel.row.token.key) is parcel:
-            del self._parcels[parcel.row.token.key]
+        if self._parcels.get(parcel.key) is parcel:
+            del self._parcels[parcel.key]
 
     async def _work(self, to: str, lane: _Lane, _: trio.CancelScope) -> bool:
         if lane.until_s and lane.until_s > trio.current_time():
@@ -209,9 +210,7 @@ class Lanes:
 
     async def _settle(self, to: str, lane: _Lane, batch: list[Parcel], verdicts: Sequence[Verdict]) -> None:
         gone = [
-            parcel.row.token.key
-            for parcel, verdict in zip(batch, verdicts, strict=True)
-            if not parcel.dead and verdict.lets_go
+            parcel.key for parcel, verdict in zip(batch, verdicts, strict=True) if not parcel.dead and verdict.lets_go
         ]
         if gone:
             try:

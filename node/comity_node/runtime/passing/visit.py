@@ -125,16 +125,18 @@ class Parcel:
 
     Attributes:
         row: what is journaled of it.
+        key: of its token.
         since_s: when it was put out, or last sent another way.
         dead: nobody wants it any longer.
         sent: it may have arrived already: an answer to it was lost.
     """
 
-    __slots__ = ("dead", "row", "sent", "since_s")
+    __slots__ = ("dead", "key", "row", "sent", "since_s")
 
     def __init__(self, row: Outgoing, since_s: float) -> None:
         """Put `row` out now."""
         self.row = row
+        self.key = row.token.key
         self.since_s = since_s
         self.dead = False
         self.sent = False

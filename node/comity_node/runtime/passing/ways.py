@@ -36,6 +36,12 @@ class Ways:
         """Return who does the step: this organization if it may and can, else whom the router picks; None: nobody."""
         if self._me not in without and self.can(pact, cursor, step, home):
             return self._me
+        return self.choose_other(pact, cursor, step, home, without)
+
+    def choose_other(
+        self, pact: Pact, cursor: Cursor, step: Step, home: str, without: Collection[str]
+    ) -> str | None:  # fmt: skip
+        """Return whom of the others the router picks; None: nobody."""
         candidates = [
             each
             for each in self.candidates(pact, cursor, step, home)
