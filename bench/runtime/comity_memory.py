@@ -36,6 +36,8 @@ from comity_node.runtime.router_flows import FlowRouting
 #: Of the latencies that the engine's usual times are made for, in seconds.
 _USUAL_S: Final = 1.2
 _OVER: Final = frozenset({End.DONE, End.DROPPED})
+#: Seconds within which all rows have to be home.
+_LIMIT_S: Final = 600.0
 
 
 def limits(mean_s: float) -> PassingLimits:
@@ -170,7 +172,11 @@ class ComityMemory:
         return
 
     def measure(self, run: Run) -> float:
-        """Run once; the makespan goes from the first row that is opened to the last one that is home again."""
+        """Run once; the makespan goes from the first row that is opened to the last one that is home again.
+
+        Raises:
+            RuntimeError: a row was lost, came twice or failed.
+        """
         if run.case.work not in self._flows:
             self._flows[run.case.work] = read_flow(flows.flow(run.case.work))
         return trio.run(self._measure, run, self._flows[run.case.work])
@@ -205,16 +211,22 @@ async def feed(world: MemoryWorld, run: Run, through: Through) -> None:
     """Open C rows, then one for each that is through, and wait until the home has all of them again.
 
     Raises:
-        RuntimeError: a row did not come to its end, or came to it twice.
+        RuntimeError: a row did not come to its end in time, or came to it twice.
     """
     sink, count, opened = world.sinks[flows.HOME], len(run.rows), 0
     rows = [(task_id, flows.first_state(number)) for number, task_id in enumerate(task_ids(count))]
-    while opened < count:
-        most = min(len(through) + run.case.in_flight, count)
-        await world.open(flows.HOME, rows[opened:most])
-        opened = most
-        await through.wait(min(opened - run.case.in_flight + 1, count))
-    await sink.wait(count)
+    with trio.move_on_after(_LIMIT_S) as scope:
+        while opened < count:
+            most = min(len(through) + run.case.in_flight, count)
+            await world.open(flows.HOME, rows[opened:most])
+            opened = most
+            await through.wait(min(opened - run.case.in_flight + 1, count))
+        await sink.wait(count)
+    if scope.cancelled_caught:
+        raise RuntimeError(
+            f"{run.case.name}: after {_LIMIT_S:.0f} s, {opened} of {count} rows were let in, {len(through)} did their "
+            f"last step, and {len(sink.ends)} are home"
+        )
     _check(sink, count)
 
 

@@ -93,6 +93,8 @@ class TrioClerk:
 async def _sleep(seconds: float) -> None:
     """Sleep as precisely as the loop of the other arms: trio's own time-outs are rounded up to milliseconds (epoll).
 
+    Linux alone has timerfd_create(2); `os` has it from Python 3.13 on.
+
     Raises:
         OSError: the system has no timer to spare.
     """

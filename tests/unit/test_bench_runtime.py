@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
+import trio.testing
 
 from bench.common import cell
 from bench.runtime import __main__ as command
@@ -29,10 +33,13 @@ from bench.runtime import (
 )
 from bench.runtime.admission import Admission, Door
 from bench.runtime.client import BackendProcess
+from bench.runtime.comity_memory import Through, feed
 from bench.runtime.grid import Case
 from bench.runtime.journal import NAME as GRID_JOURNAL
+from bench.runtime.trio_client import TrioClerk
 from bench.runtime.works import MODEL, ROLES, SURVIVAL, TOOL, WORKS, Hop, Row, Shape, draw_rows
 from comity_node.protocol.flow import Done, Goes, advance, begin, current, read_flow, work_of
+from comity_node.runtime.passing.world import MemorySink, MemoryWorld
 
 
 def _shape(kind: str = "lognormal-1", seed: int = 1) -> Shape:
@@ -299,6 +306,39 @@ def test_comity_in_memory_does_every_hop(arm: str, tmp_path: Path) -> None:
         done = backend.end()
     assert makespan >= model.bound(rows, (grid.SLOTS, grid.TOOL_SLOTS)) * 0.98
     assert len(done) >= central.totals(rows)
+
+
+def test_comity_in_memory_lets_a_row_in_when_anothers_last_step_is_answered() -> None:
+    opened: list[int] = []
+
+    async def open_rows(home: str, rows: Sequence[Any]) -> None:
+        opened.append(len(rows))
+
+    async def main() -> None:
+        through = Through()
+        world = cast(MemoryWorld, SimpleNamespace(sinks={flows.HOME: MemorySink()}, open=open_rows))
+        case, shape = Case("fixed", "constant", 1), _shape("constant")
+        run = central.Run(case, shape, draw_rows(case.work, shape, case.in_flight + 3), "")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed, world, run, through)
+            for row in (0, 0, 1):  # a row may be done once more
+                await trio.testing.wait_all_tasks_blocked()
+                through.add(row)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match=r"10 of 11 rows were let in, 2 did .* 0 are home")):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert opened == [8, 1, 1]
+
+
+def test_a_decision_of_the_arm_in_memory_takes_no_less_than_it_costs() -> None:
+    async def main() -> float:
+        clerk, began = TrioClerk(0.0012), time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(clerk.decide)
+        return time.monotonic() - began
+
+    assert trio.run(main) >= 20 * 0.0012, "one after the other"
 
 
 def test_rows_are_let_in_as_others_are_done(tmp_path: Path) -> None:

@@ -125,6 +125,40 @@ def test_what_is_at_a_holder_that_stands_still_is_done_by_another() -> None:
     assert failures == {B: 0}, "B has done its step: it is not its failure that C gave back what it passed on"
 
 
+@pytest.mark.invariant("R3")
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_what_stands_still_is_given_back_within_a_few_usual_times(scale: float) -> None:
+    b, c = (Colleagues("s0", delay_s=lambda: scale) for _ in range(2))
+    limits = replace(GIVING, call_hedge_least_s=2.0 * scale)
+    world = MemoryWorld({A: Colleagues(), B: b, C: c}, trip(("others",)), limits=limits)
+
+    async def scene(world: MemoryWorld) -> None:
+        await world.open(A, rows(60))
+        await world.sinks[A].wait(60)
+        b.hold, began_s = trio.Event(), trio.current_time()
+        await world.open(A, rows(8, 60))
+        await world.sinks[A].wait(67)
+        assert trio.current_time() - began_s < 40.0 * scale
+        b.hold.set()
+        await world.sinks[A].wait(68)
+
+    play(world, scene)
+    assert b.cancelled > 0
+
+
+@pytest.mark.invariant("R2")
+def test_a_lease_shorter_than_a_second_is_renewed_while_its_task_is_worked_on() -> None:
+    slow = Colleagues("s0", delay_s=lambda: 10.0)
+    world = MemoryWorld({A: Colleagues(), B: slow}, trip(("others",)), limits=replace(ALONE, lease_s=0.4))
+
+    async def scene(world: MemoryWorld) -> None:
+        await world.open(A, rows(5))
+        await world.sinks[A].wait(5)
+
+    play(world, scene)
+    assert set(slow.begun.values()) == {1}
+
+
 @pytest.mark.parametrize("step", [{"hedge": False}, {"lease": "box", "release": "box"}])
 def test_a_step_with_effects_that_has_begun_is_not_given_to_another(step: dict[str, Any]) -> None:
     three = Three(GIVING, **step)
